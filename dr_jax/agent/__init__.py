@@ -1,0 +1,1 @@
+"""What the policy is told, what it may do, and what it still sees."""

@@ -1,0 +1,1 @@
+"""Continuous batching over paged keys and values: the policy that runs here."""

@@ -1,0 +1,1 @@
+"""From finished groups to new weights."""

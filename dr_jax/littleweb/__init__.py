@@ -1,0 +1,1 @@
+"""A fictional web, served over real HTTP on loopback."""

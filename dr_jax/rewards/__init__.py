@@ -1,0 +1,1 @@
+"""What an episode earned, from the policy's own words."""

@@ -1,0 +1,1 @@
+"""Episodes, groups of siblings, and the stream of finished ones."""

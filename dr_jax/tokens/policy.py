@@ -1,0 +1,98 @@
+"""The first seam: prompt ids in; sampled ids, their log-probabilities and the weights' version out.
+
+In:    ids of everything so far, how to sample, a key that belongs to this request alone
+Out:   Sampled
+Knows: nothing of questions, tools or the web. `engine` implements it; so can a server elsewhere or a script in a test
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from dr_jax.tokens.trajectory import Author, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What the random numbers of a request depend on, and nothing else (not the batch, not the time).
+
+    Args:
+        run: the run's seed.
+        question: the question's id, as text.
+        sibling: index in the group.
+        turn: index of the generation in the episode.
+        purpose: separates streams of one episode ("act", "read", "eval:12"): the reading agent never reuses the actor's.
+    """
+
+    run: int
+    question: str
+    sibling: int
+    turn: int
+    purpose: str = "act"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw the ids of one request.
+
+    Args:
+        max_new_tokens: the most ids to draw, at least 1.
+        temperature: 0 is greedy; log-probabilities are then of the untempered distribution.
+        top_p: nucleus mass in (0, 1]; 1 is off.
+        top_k: how many of the most probable ids may be drawn; 0 is off.
+        stop_ids: drawing one of these ends the request; it is kept as the last id.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens = {self.max_new_tokens}; at least 1 is needed")
+        if self.temperature < 0:
+            raise ValueError(f"temperature = {self.temperature}; 0 (greedy) or more is needed")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p = {self.top_p}; it lies in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"top_k = {self.top_k}; 0 (off) or more is needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What was drawn.
+
+    Args:
+        ids: at least one id; the last one is a stop id exactly when `finish` is "stop".
+        logprobs: of each id under the distribution that was really sampled from (after temperature, top-k and top-p).
+        versions: of the weights that drew each id; more than one when weights were adopted on the way.
+        finish: "stop" (a stop id) or "length" (the budget).
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+    def segment(self) -> Segment:
+        """The POLICY segment of these ids."""
+        return Segment(Author.POLICY, self.ids, self.logprobs, self.versions)
+
+
+class Policy(Protocol):
+    """Anything that continues a sequence of ids."""
+
+    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey) -> Sampled:
+        """Draw a continuation.
+
+        Cancelling the awaiting task cancels the request and frees what it held. The caller sets the deadline.
+
+        Raises:
+            CapacityError: prompt and budget can never fit.
+            DrJaxError: the policy stopped; nothing was drawn.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Where both worlds meet: build a run, loop, save, evaluate. Start with loop."""

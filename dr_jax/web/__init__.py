@@ -1,0 +1,1 @@
+"""The only way out: search, fetch, read, remember, and let nothing in."""
