@@ -124,4 +124,6 @@ def _explained(error: ValidationError) -> ConfigError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, Exception):
         return ConfigError(f"{key}: {cause}" if first["loc"] else str(cause), fix=f"change {key}")
-    return ConfigError(f"{key} = {first['input']!r} was refused: {first['msg']}", fix=f"change {key} in the file or override it")
+    return ConfigError(
+        f"{key} = {first['input']!r} was refused: {first['msg']}", fix=f"change {key} in the file or override it"
+    )

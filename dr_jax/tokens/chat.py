@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
-from typing import Any
+
+from jinja2.exceptions import TemplateError
 
 from dr_jax.base.errors import CheckpointError
 from dr_jax.tokens.calls import TAGS
@@ -50,10 +51,16 @@ class Chat:
         self.tokenizer = tokenizer
         if not tokenizer.fast.chat_template:
             raise CheckpointError(
-                "The tokenizer has no chat template", needed="an instruct model's tokenizer", fix="add chat_template to its config"
+                "The tokenizer has no chat template",
+                needed="an instruct model's tokenizer",
+                fix="add chat_template to its config",
             )
-        self._has_system = self._renders("system", "user")
-        self._has_tool = self._renders("system", "user", "assistant", "tool")
+        self._first = ("system", "user") if self._shows("system", "user") else ("user",)
+        if not self._shows(*self._first):
+            raise CheckpointError(
+                "The chat template does not show the user's message", needed="a template of an instruct model"
+            )
+        self._tool_role = "tool" if self._shows(*self._first, "assistant", "tool") else "user"
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -69,7 +76,7 @@ class Chat:
             user: the question.
             prefill: markup put in the policy's mouth, such as `<think>`.
         """
-        content = {"system": system, "user": user} if self._has_system else {"user": f"{system}\n\n{user}"}
+        content = {"system": system, "user": user if "system" in self._first else f"{system}\n\n{user}"}
         return self._encode(self._opening, content) + self.tokenizer.markup(prefill)
 
     def observe(self, text: str, *, closed: bool, prefill: str = "") -> list[int]:
@@ -85,12 +92,12 @@ class Chat:
 
     @functools.cached_property
     def _opening(self) -> tuple[_Piece, ...]:
-        return _pieces(self._render("system", "user") if self._has_system else self._render("user"))
+        return _pieces(self._render(*self._first))
 
     @functools.cached_property
     def _after_generation(self) -> tuple[_Piece, ...]:
-        before = ("system", "user") if self._has_system else ("user",)
-        rendered = self._render(*before, "assistant", "tool")
+        slot = _SLOTS["tool"] if self._tool_role == "tool" else f"<tool_response>\n{_SLOTS['tool']}\n</tool_response>"
+        rendered = self._render(*self._first, "assistant", self._tool_role, last=slot)
         return _pieces(rendered[rendered.index(_SLOTS["assistant"]) + len(_SLOTS["assistant"]) :])
 
     def _encode(self, pieces: tuple[_Piece, ...], content: dict[str, str]) -> list[int]:
@@ -101,27 +108,19 @@ class Chat:
                 ids += self.tokenizer.text(content[piece.slot])
         return ids
 
-    def _render(self, *roles: str) -> str:
-        messages = [self._message(role) for role in roles]
-        rendered: Any = self.tokenizer.fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return str(rendered)
+    def _render(self, *roles: str, last: str = "") -> str:
+        messages = [{"role": role, "content": _SLOTS[role]} for role in roles]
+        if last:
+            messages[-1]["content"] = last
+        return str(self.tokenizer.fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
-    def _message(self, role: str) -> dict[str, str]:
-        if role == "tool" and not self._has_tool:
-            return {"role": "user", "content": f"<tool_response>\n{_SLOTS[role]}\n</tool_response>"}
-        return {"role": role, "content": _SLOTS[role]}
-
-    def _renders(self, *roles: str) -> bool:
-        """Whether the template takes these roles and shows the last one's content."""
-        from jinja2.exceptions import TemplateError
-
-        self._has_tool = True
-        skipped = "" if roles[0] == "user" or roles == ("system", "user") or self._has_system else "system"
+    def _shows(self, *roles: str) -> bool:
+        """Whether the template takes these roles and shows what each of them says."""
         try:
-            rendered = self._render(*(role for role in roles if role != skipped))
+            rendered = self._render(*roles)
         except TemplateError:
             return False
-        return all(_SLOTS[role] in rendered for role in roles if role != skipped)
+        return all(_SLOTS[role] in rendered for role in roles)
 
 
 def _pieces(rendered: str) -> tuple[_Piece, ...]:

@@ -27,7 +27,9 @@ class Tokenizer:
         self.fast = fast
         self._backend = fast.backend_tokenizer
         added = [str(token) for token in fast.added_tokens_decoder.values()]
-        self._added = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))) if added else None
+        self._added = (
+            re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))) if added else None
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
