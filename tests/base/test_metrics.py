@@ -1,0 +1,39 @@
+import logging
+
+import pytest
+
+from dr_jax.base.metrics import Metrics, bootstrap_interval, timed
+from dr_jax.base.trace import configure, redacted
+
+
+def test_drain_reports_and_restarts() -> None:
+    metrics = Metrics()
+    metrics.add("pages", 2)
+    metrics.add("pages")
+    metrics.gauge("busy", 0.5)
+    for value in (1.0, 2.0, 9.0):
+        metrics.observe("s", value)
+    drained = metrics.drain()
+    assert (drained["pages"], drained["busy"], drained["s_mean"], drained["s_p50"], drained["s_n"]) == (3, 0.5, 4.0, 2.0, 3)
+    assert "pages" not in metrics.drain()
+
+
+def test_timed_counts_a_block_that_raises() -> None:
+    metrics = Metrics()
+    with pytest.raises(KeyError), timed(metrics, "s"):
+        raise KeyError
+    assert metrics.drain()["s_n"] == 1
+
+
+def test_interval_of_a_constant_is_a_point_and_of_a_coin_is_wide() -> None:
+    assert bootstrap_interval([0.5] * 10) == (0.5, 0.5)
+    low, high = bootstrap_interval([0.0, 1.0] * 50)
+    assert 0.38 < low < 0.43
+    assert 0.57 < high < 0.62
+
+
+def test_no_secret_reaches_a_log_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SERPER_API_KEY", "0123456789abcdef")
+    configure()
+    logging.getLogger("dr_jax.x").warning("sent 0123456789abcdef away")
+    assert redacted("key 0123456789abcdef.") == "key <SERPER_API_KEY>."
