@@ -1,0 +1,268 @@
+"""Turn finished groups into a few rectangles.
+
+In:    groups, ragged, plain Python
+Out:   micro-batches of NumPy arrays [B, T]: B fixed, T from a short list, so the update compiles a handful of programs
+Holds: every token that the policy wrote in a trainable episode is trained exactly once, in the context it was sampled in;
+       the weights of all tokens of one update are normalised here, so micro-batches only need to be added up
+Drops: what the world wrote after the policy's last word of a trajectory: no trained token saw it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dr_jax.base.errors import CapacityError
+from dr_jax.base.metrics import Metrics
+from dr_jax.learn.advantage import Advantage, episode_advantages, standardized, step_advantages
+from dr_jax.tokens.trajectory import Author, Episode, Group, Trajectory
+
+Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch; every array is [B, T] and says something about the token at its own place.
+
+    The fields hold NumPy arrays on the host, JAX arrays once placed, and tracers inside `jit`; unflattening calls the
+    constructor with any of them, so shapes are checked where batches are made and not here.
+
+    Args:
+        ids: token ids; 0 in padding.
+        positions: place in its trajectory, from 0.
+        segments: which trajectory of its row the token belongs to, from 1; 0 is padding.
+        weights: the token's share of the update's loss; 0 for every token that the policy did not write.
+        sampled_logprobs: what the sampler drew the token with; 0 where nothing is trained.
+        versions: of the weights that drew the token; -1 where nothing is trained.
+        advantages: of the token's episode and turn; 0 where nothing is trained.
+    """
+
+    ids: Any
+    positions: Any
+    segments: Any
+    weights: Any
+    sampled_logprobs: Any
+    versions: Any
+    advantages: Any
+
+    @property
+    def trained(self) -> Any:
+        """Whether a token carries loss: exactly the policy's own."""
+        return self.weights > 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How trajectories become rectangles.
+
+    Args:
+        rows: rows of one micro-batch (B); a multiple of the devices that rows are spread over.
+        lengths: the lengths (T) that a row may have, ascending; each is one compiled program.
+        aggregation: how tokens share the loss. `token_mean`: every trained token alike (DeepResearcher, DAPO);
+            `sequence_mean`: every episode alike, its tokens share (GRPO); `constant_length`: every token counts
+            1 / (episodes x constant_length), free of length bias (Dr. GRPO).
+        constant_length: the constant of `constant_length`, e.g. the token budget of an episode.
+    """
+
+    rows: int = 8
+    lengths: tuple[int, ...] = (512, 1024, 2048)
+    aggregation: Aggregation = "token_mean"
+    constant_length: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows = {self.rows}; at least 1 is needed")
+        if not self.lengths or self.lengths[0] < 2 or list(self.lengths) != sorted(set(self.lengths)):
+            raise ValueError(f"lengths = {self.lengths}; ascending lengths of at least 2 are needed")
+        if self.constant_length < 1:
+            raise ValueError(f"constant_length = {self.constant_length}; at least 1 is needed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One trajectory as arrays [n], up to the policy's last word; `weights` are not yet normalised."""
+
+    ids: Int[np.ndarray, " n"]
+    weights: Float[np.ndarray, " n"]
+    sampled_logprobs: Float[np.ndarray, " n"]
+    versions: Int[np.ndarray, " n"]
+    advantages: Float[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def trained(self) -> Bool[np.ndarray, " n"]:
+        return self.versions >= 0
+
+
+def pack(
+    groups: Sequence[Group],
+    settings: BatchSettings,
+    *,
+    advantage: Advantage = standardized,
+    rows_multiple: int = 1,
+    metrics: Metrics | None = None,
+) -> tuple[Batch, ...]:
+    """Pack the trajectories of all trainable episodes for one policy update.
+
+    Args:
+        groups: groups with at least two trainable episodes each, as `informative` leaves them.
+        settings: shapes and aggregation.
+        advantage: rewards of siblings to advantages.
+        rows_multiple: how many devices rows are spread over.
+        metrics: receives `batch/occupancy` and counts.
+
+    Returns:
+        Micro-batches, longest first; none when there is nothing to train.
+
+    Raises:
+        CapacityError: a trajectory is longer than the longest row, or the rows do not fit the devices.
+        ValueError: a group is not trainable, or a POLICY segment has nothing before it.
+    """
+    graded: list[tuple[Episode, float, tuple[float, ...]]] = []
+    for group, values in zip(groups, episode_advantages(groups, advantage), strict=True):
+        steps = step_advantages(group.trainable)
+        graded += zip(group.trainable, (float(value) for value in values), steps, strict=True)
+    return _pack(graded, settings, rows_multiple, metrics or Metrics())
+
+
+def pack_supervised(
+    episodes: Sequence[Episode], settings: BatchSettings, *, rows_multiple: int = 1, metrics: Metrics | None = None
+) -> tuple[Batch, ...]:
+    """Pack demonstrations: every POLICY token of every episode, rewarded or not, with advantage 1.
+
+    Raises:
+        CapacityError, ValueError: as `pack`.
+    """
+    return _pack([(episode, 1.0, ()) for episode in episodes], settings, rows_multiple, metrics or Metrics())
+
+
+def empty(rows: int, length: int) -> Batch:
+    """Build a micro-batch of padding, e.g. to compile a program before it is needed."""
+    whole, real = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.float32)
+    return Batch(whole, whole, whole, real, real, whole - 1, real)
+
+
+def _pack(
+    graded: Sequence[tuple[Episode, float, tuple[float, ...]]], settings: BatchSettings, rows_multiple: int, metrics: Metrics
+) -> tuple[Batch, ...]:
+    if settings.rows % rows_multiple:
+        raise CapacityError(
+            f"batch.rows = {settings.rows} cannot be spread evenly over {rows_multiple} devices",
+            needed=f"a multiple of {rows_multiple}",
+            fix=f"set batch.rows to {-(-settings.rows // rows_multiple) * rows_multiple}",
+        )
+    pieces: list[_Piece] = []
+    episodes = 0
+    for episode, value, steps in graded:
+        found = _pieces(episode, value, steps, settings)
+        pieces += found
+        episodes += bool(found)
+    tokens, trained = sum(map(len, pieces)), sum(int(piece.trained.sum()) for piece in pieces)
+    total = trained if settings.aggregation == "token_mean" else episodes
+    batches = tuple(_rectangle(rows, length, total) for length, rows in _rows(pieces, settings))
+    metrics.add("batch/episodes", episodes)
+    metrics.add("batch/trajectories", len(pieces))
+    metrics.add("batch/tokens", tokens)
+    metrics.add("batch/trained_tokens", trained)
+    metrics.add("batch/micro_batches", len(batches))
+    metrics.gauge("batch/occupancy", tokens / max(1, sum(batch.ids.size for batch in batches)))
+    return batches
+
+
+def _pieces(episode: Episode, value: float, steps: tuple[float, ...], settings: BatchSettings) -> list[_Piece]:
+    """Turn an episode into arrays, one piece per trajectory in which the policy spoke."""
+    spoken = [trajectory for trajectory in episode.trajectories if trajectory.by(Author.POLICY)]
+    generations = [segment for trajectory in spoken for segment in trajectory.by(Author.POLICY)]
+    if steps and len(steps) != len(generations):
+        raise ValueError(f"episode {episode.id} has {len(steps)} step rewards for {len(generations)} POLICY segments")
+    trained = sum(len(segment.ids) for segment in generations)
+    weight = {"token_mean": 1.0, "sequence_mean": 1 / max(1, trained), "constant_length": 1 / settings.constant_length}
+    additions = iter(steps or (0.0,) * len(generations))
+    pieces = [_piece(trajectory, value, additions, weight[settings.aggregation]) for trajectory in spoken]
+    for trajectory, piece in zip(spoken, pieces, strict=True):
+        if trajectory.segments[0].author is Author.POLICY:
+            raise ValueError(f"episode {episode.id} has a trajectory that opens with a POLICY segment: it has no context")
+        if len(piece) > settings.lengths[-1]:
+            raise CapacityError(
+                f"A trajectory of episode {episode.id} has {len(piece)} tokens; the longest row has {settings.lengths[-1]}",
+                needed="rows that hold a whole trajectory, because a truncated one would be trained in another context",
+                fix=f"add a length of at least {len(piece)} to batch.lengths, or lower the token budget of an episode",
+            )
+    return pieces
+
+
+def _piece(trajectory: Trajectory, value: float, additions: Iterator[float], weight: float) -> _Piece:
+    last = max(at for at, segment in enumerate(trajectory.segments) if segment.author is Author.POLICY)
+    ids: list[int] = []
+    logprobs: list[float] = []
+    versions: list[int] = []
+    weights: list[float] = []
+    advantages: list[float] = []
+    for segment in trajectory.segments[: last + 1]:
+        policy, n = segment.author is Author.POLICY, len(segment.ids)
+        ids += segment.ids
+        logprobs += segment.logprobs if policy else (0.0,) * n
+        versions += segment.versions if policy else (-1,) * n
+        weights += (weight if policy else 0.0,) * n
+        advantages += (value + next(additions) if policy else 0.0,) * n
+    return _Piece(
+        np.asarray(ids, np.int32),
+        np.asarray(weights, np.float64),
+        np.asarray(logprobs, np.float32),
+        np.asarray(versions, np.int32),
+        np.asarray(advantages, np.float32),
+    )
+
+
+def _rows(pieces: Sequence[_Piece], settings: BatchSettings) -> Iterator[tuple[int, list[list[_Piece]]]]:
+    """Deal pieces into rows, first fit decreasing, and yield one length with its rows per micro-batch.
+
+    From the longest length down: pieces that fit no shorter row open rows, those are rounded up to whole micro-batches,
+    and what space is left in them is filled with shorter pieces before a shorter length is opened.
+    """
+    waiting = sorted(pieces, key=len, reverse=True)
+    for shorter, length in reversed(list(zip((0, *settings.lengths), settings.lengths, strict=False))):
+        rows: list[list[_Piece]] = []
+        space: list[int] = []
+        left: list[_Piece] = []
+        for piece in waiting:
+            at = next((at for at, free in enumerate(space) if free >= len(piece)), None)
+            if at is None and len(piece) > shorter:
+                at = len(rows)
+                rows += [[] for _ in range(settings.rows)]
+                space += [length] * settings.rows
+            if at is None:
+                left.append(piece)
+            else:
+                rows[at].append(piece)
+                space[at] -= len(piece)
+        for start in range(0, len(rows), settings.rows):
+            yield length, rows[start : start + settings.rows]
+        waiting = left
+
+
+def _rectangle(rows: Sequence[Sequence[_Piece]], length: int, total: float) -> Batch:
+    """Lay pieces side by side in their rows; divide their weights by the update's total."""
+    batch = empty(len(rows), length)
+    arrays = {field.name: getattr(batch, field.name).copy() for field in fields(batch)}
+    for row, pieces in enumerate(rows):
+        start = 0
+        for number, piece in enumerate(pieces, start=1):
+            span = np.s_[row, start : start + len(piece)]
+            arrays["ids"][span] = piece.ids
+            arrays["positions"][span] = np.arange(len(piece))
+            arrays["segments"][span] = number
+            arrays["weights"][span] = piece.weights / total
+            arrays["sampled_logprobs"][span] = piece.sampled_logprobs
+            arrays["versions"][span] = piece.versions
+            arrays["advantages"][span] = piece.advantages
+            start += len(piece)
+    return Batch(**arrays)
