@@ -1,0 +1,210 @@
+"""The decoder: Flax NNX modules say which weights there are, plain functions compute with them.
+
+In:    weights as one flat dict, ids [B, T], positions [B, T], and a way to attend
+Out:   hidden states [B, T, D] after the final norm, and the attention's own cache
+Holds: every layer's weights are stacked on a leading axis and scanned, so compile time does not grow with depth; the
+       cache is carried through the scan, so pages of keys and values are updated in place
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from dr_jax.model import rope
+from dr_jax.model.sizes import Sizes
+
+Weights = dict[str, Array]
+Cache = TypeVar("Cache")
+
+
+class Attend(Protocol[Cache]):
+    """How queries of one layer meet keys and values, now and remembered ones."""
+
+    def __call__(
+        self,
+        cache: Cache,
+        layer: Int[Array, ""],
+        q_BTHC: Float[Array, "B T H C"],
+        k_BTKC: Float[Array, "B T K C"],
+        v_BTKC: Float[Array, "B T K C"],
+    ) -> tuple[Float[Array, "B T H C"], Cache]:
+        """Return what each query gathered, and the cache after this layer.
+
+        Queries and keys are normalised and turned already; dividing the scores by sqrt(C) is done here.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """Shape of one weight and the logical name of each of its axes."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+
+
+class Declare:
+    """Makes one `nnx.Param` after another, each with its axes named beside its shape."""
+
+    def __init__(self, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        self.rngs, self.dtype = rngs, dtype
+
+    def normal(self, deviation: float, **axes: int) -> nnx.Param:
+        """Declare a matrix that starts normally distributed."""
+        drawn = jax.random.normal(self.rngs.params(), tuple(axes.values()), jnp.float32) * jnp.float32(deviation)
+        return nnx.Param(drawn.astype(self.dtype), axes=tuple(axes))
+
+    def ones(self, **axes: int) -> nnx.Param:
+        """Declare a gain."""
+        return nnx.Param(jnp.ones(tuple(axes.values()), self.dtype), axes=tuple(axes))
+
+    def zeros(self, **axes: int) -> nnx.Param:
+        """Declare a bias."""
+        return nnx.Param(jnp.zeros(tuple(axes.values()), self.dtype), axes=tuple(axes))
+
+
+class Layers(nnx.Module):
+    """All blocks at once: attention and a gated feed-forward layer, each behind an RMS norm."""
+
+    def __init__(self, sizes: Sizes, declare: Declare) -> None:
+        s, layers, fan_in = sizes, {"layer": sizes.layers}, sizes.width**-0.5
+        residual = (2 * s.layers) ** -0.5  # 2 L branches add up: GPT-2's scaling keeps the stream's variance near 1
+        width, heads, kv = {"width": s.width}, {"heads": s.heads}, {"kv_heads": s.kv_heads}
+        channels, ff = {"channels": s.head_dim}, {"ff": s.ff}
+        self.attention_norm = declare.ones(**layers, **width)
+        self.query = declare.normal(fan_in, **layers, **width, **heads, **channels)
+        self.key = declare.normal(fan_in, **layers, **width, **kv, **channels)
+        self.value = declare.normal(fan_in, **layers, **width, **kv, **channels)
+        self.out = declare.normal((s.heads * s.head_dim) ** -0.5 * residual, **layers, **heads, **channels, **width)
+        if s.qkv_bias:
+            self.query_bias = declare.zeros(**layers, **heads, **channels)
+            self.key_bias = declare.zeros(**layers, **kv, **channels)
+            self.value_bias = declare.zeros(**layers, **kv, **channels)
+        if s.qk_norm:
+            self.query_norm = declare.ones(**layers, **channels)
+            self.key_norm = declare.ones(**layers, **channels)
+        self.ff_norm = declare.ones(**layers, **width)
+        self.gate = declare.normal(fan_in, **layers, **width, **ff)
+        self.up = declare.normal(fan_in, **layers, **width, **ff)
+        self.down = declare.normal(s.ff**-0.5 * residual, **layers, **ff, **width)
+
+
+class Decoder(nnx.Module):
+    """Every weight of a model, declared."""
+
+    def __init__(self, sizes: Sizes, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        declare = Declare(rngs, dtype)
+        self.embed = declare.normal(0.02, vocab=sizes.vocab, width=sizes.width)
+        self.layers = Layers(sizes, declare)
+        self.final_norm = declare.ones(width=sizes.width)
+        if not sizes.tied:
+            self.head = declare.normal(sizes.width**-0.5, width=sizes.width, vocab=sizes.vocab)
+
+
+def initial(sizes: Sizes, key: Array, dtype: DTypeLike = jnp.float32) -> Weights:
+    """Draw fresh weights. Under `jax.jit` with output shardings every device draws only its own part."""
+    return {name: param.get_value() for name, param in _params(Decoder(sizes, nnx.Rngs(params=key), dtype)).items()}
+
+
+def abstract(sizes: Sizes, dtype: DTypeLike = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shape and dtype of every weight without making any."""
+    return {name: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype)) for name, spec in describe(sizes).items()}
+
+
+def describe(sizes: Sizes) -> dict[str, WeightSpec]:
+    """Return shape and logical axes of every weight, read from the abstract module."""
+    module = nnx.eval_shape(lambda: Decoder(sizes, nnx.Rngs(params=0)))
+    return {name: WeightSpec(tuple(param.shape), param.get_metadata("axes")) for name, param in _params(module).items()}
+
+
+def hidden_states(
+    weights: Weights,
+    sizes: Sizes,
+    ids_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    attend: Attend[Cache],
+    cache: Cache = None,  # type: ignore[assignment]
+    *,
+    remat: bool = False,
+    compute_dtype: DTypeLike | None = None,
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """Run every layer.
+
+    Args:
+        weights: as `describe` lists them.
+        sizes: of the model.
+        ids_BT: token ids.
+        positions_BT: of each token in its own sequence, from 0.
+        attend: called once per layer.
+        cache: a pytree that `attend` reads and replaces; None where it keeps nothing.
+        remat: whether the backward pass computes each layer again instead of keeping its intermediates.
+        compute_dtype: of the matrix products; None means that of the weights. Norms, rope and softmax are in float32.
+
+    Returns:
+        Hidden states after the final norm, and the cache after the last layer.
+    """
+    dtype = jnp.dtype(compute_dtype or weights["embed"].dtype)
+    turned = rope.angles(positions_BT, sizes.rope, sizes.head_dim)
+    stacked = {name.removeprefix("layers."): weight for name, weight in weights.items() if name.startswith("layers.")}
+
+    def layer(
+        carry: tuple[Float[Array, "B T D"], Cache], here: tuple[Int[Array, ""], Weights]
+    ) -> tuple[tuple[Float[Array, "B T D"], Cache], None]:
+        (x_BTD, cache), (index, raw) = carry, here
+        w = {name: weight.astype(dtype) for name, weight in raw.items()}
+        gathered_BTD, cache = _attention(x_BTD, w, sizes, turned, partial(attend, cache, index))
+        x_BTD = x_BTD + gathered_BTD
+        return (x_BTD + _feed_forward(x_BTD, w, sizes), cache), None
+
+    body: Callable[..., Any] = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+    x_BTD = weights["embed"].astype(dtype)[ids_BT]
+    (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), (jnp.arange(sizes.layers, dtype=jnp.int32), stacked))
+    return rms_norm(x_BTD, weights["final_norm"].astype(dtype), sizes.norm_eps), cache
+
+
+def head(weights: Weights, sizes: Sizes) -> Float[Array, "D V"]:
+    """Return the matrix that turns hidden states into logits."""
+    return weights["embed"].T if sizes.tied else weights["head"]
+
+
+def rms_norm(x: Float[Array, "... C"], gain: Float[Array, "C"], eps: float) -> Float[Array, "... C"]:
+    """Divide by the root of the mean square, in float32. Zhang and Sennrich, arXiv 1910.07467."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + jnp.float32(eps))
+    return (wide * scale).astype(x.dtype) * gain.reshape((1,) * (x.ndim - 1) + gain.shape)
+
+
+def _attention(
+    x_BTD: Float[Array, "B T D"],
+    w: Weights,
+    sizes: Sizes,
+    turned: tuple[Float[Array, "B T R"], Float[Array, "B T R"]],
+    gather: Callable[..., tuple[Float[Array, "B T H C"], Cache]],
+) -> tuple[Float[Array, "B T D"], Cache]:
+    h_BTD = rms_norm(x_BTD, w["attention_norm"], sizes.norm_eps)
+    q_BTHC, k_BTKC, v_BTKC = (jnp.einsum("BTD,DHC->BTHC", h_BTD, w[name]) for name in ("query", "key", "value"))
+    if sizes.qkv_bias:
+        q_BTHC, k_BTKC, v_BTKC = (
+            x + w[name][None, None] for x, name in ((q_BTHC, "query_bias"), (k_BTKC, "key_bias"), (v_BTKC, "value_bias"))
+        )
+    if sizes.qk_norm:
+        q_BTHC, k_BTKC = (rms_norm(x, w[name], sizes.norm_eps) for x, name in ((q_BTHC, "query_norm"), (k_BTKC, "key_norm")))
+    out_BTHC, cache = gather(rope.rotate(q_BTHC, *turned), rope.rotate(k_BTKC, *turned), v_BTKC)
+    return jnp.einsum("BTHC,HCD->BTD", out_BTHC, w["out"]), cache
+
+
+def _feed_forward(x_BTD: Float[Array, "B T D"], w: Weights, sizes: Sizes) -> Float[Array, "B T D"]:
+    h_BTD = rms_norm(x_BTD, w["ff_norm"], sizes.norm_eps)
+    return (jax.nn.silu(h_BTD @ w["gate"]) * (h_BTD @ w["up"])) @ w["down"]
+
+
+def _params(module: nnx.Module) -> dict[str, nnx.Param]:
+    return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))}
