@@ -7,11 +7,13 @@ Holds: no term contains a token that the world wrote: those are cut out before t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dr_jax.learn.batch import Batch
@@ -110,12 +112,6 @@ class Tally:
     sums: dict[str, Float[Array, ""]]
     maxima: dict[str, Float[Array, ""]]
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            {name: value + other.sums[name] for name, value in self.sums.items()},
-            {name: jnp.maximum(value, other.maxima[name]) for name, value in self.maxima.items()},
-        )
-
 
 def loss(
     logprobs_BT: PerToken,
@@ -197,7 +193,7 @@ def _log_ratio(above_BT: PerToken, below_BT: PerToken, trained: Bool[Array, "B T
 def _tally(per_token: dict[str, PerToken], logprobs_BT: PerToken, batch: Batch, version: Int[Array, ""] | int) -> Tally:
     on_policy = batch.trained & (batch.versions == version)
     gap = jnp.where(on_policy, jnp.abs(logprobs_BT - batch.sampled_logprobs), 0.0)
-    sums = {name: jnp.sum(jnp.where(batch.trained, value, 0).astype(jnp.float32)) for name, value in per_token.items()}
+    sums = {name: jnp.sum(jnp.where(batch.trained, value.astype(jnp.float32), 0.0)) for name, value in per_token.items()}
     sums |= {"mismatch": jnp.sum(gap), "on_policy": jnp.sum(on_policy.astype(jnp.float32))}
     maxima = {"mismatch": jnp.max(gap)}
     if "ratio" in per_token:
@@ -205,15 +201,16 @@ def _tally(per_token: dict[str, PerToken], logprobs_BT: PerToken, batch: Batch, 
     return Tally(sums, maxima)
 
 
-def report(tally: Tally) -> dict[str, Float[Array, ""]]:
-    """Turn the sums of a whole update into metrics: means over trained tokens, maxima, and the loss itself."""
-    tokens = jnp.maximum(tally.sums["tokens"], 1.0)
-    own = {"loss", "tokens", "mismatch", "on_policy"}
+def report(tallies: Sequence[Tally]) -> dict[str, float]:
+    """Turn what the micro-batches of one update counted into means over trained tokens, maxima, and the loss itself."""
+    sums = {name: sum(float(tally.sums[name]) for tally in tallies) for name in tallies[0].sums}
+    maxima = {name: float(np.max([tally.maxima[name] for tally in tallies])) for name in tallies[0].maxima}
+    loss, tokens, mismatch, on_policy = (sums.pop(name) for name in ("loss", "tokens", "mismatch", "on_policy"))
     return {
-        "loss": tally.sums["loss"],
-        "trained_tokens": tally.sums["tokens"],
-        "on_policy": tally.sums["on_policy"] / tokens,
-        "mismatch_mean": tally.sums["mismatch"] / jnp.maximum(tally.sums["on_policy"], 1.0),
-        **{f"{name}_mean": total / tokens for name, total in tally.sums.items() if name not in own},
-        **{f"{name}_max": value for name, value in tally.maxima.items()},
+        "loss": loss,
+        "trained_tokens": tokens,
+        "on_policy": on_policy / max(tokens, 1.0),
+        "mismatch_mean": mismatch / max(on_policy, 1.0),
+        **{f"{name}_mean": total / max(tokens, 1.0) for name, total in sums.items()},
+        **{f"{name}_max": value for name, value in maxima.items()},
     }

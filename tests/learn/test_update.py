@@ -1,0 +1,282 @@
+"""Micro-batches to better weights, with a real, tiny decoder."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dr_jax.learn.advantage import centered
+from dr_jax.learn.batch import Batch, BatchSettings, pack, pack_supervised
+from dr_jax.learn.losses import LossSettings
+from dr_jax.learn.optimizer import OptimizerSettings, make_optimizer
+from dr_jax.learn.update import begin, make_score, make_update, through
+from dr_jax.model.decoder import describe, initial
+from dr_jax.model.sizes import Sizes
+from tests.learn.episodes import episode, group
+
+SIZES = Sizes(vocab=32, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, ff=32, qk_norm=True)
+AXES = {name: spec.axes for name, spec in describe(SIZES).items()}
+SHAPE = BatchSettings(rows=8, lengths=(16,))
+PLAIN = LossSettings(kl="none", entropy_coefficient=0.0)
+FORWARD = through(SIZES)
+SCORE = make_score(FORWARD)
+
+
+@cache
+def optimizer(**how):
+    return make_optimizer(OptimizerSettings(**{"learning_rate": 0.01, **how}), AXES, steps=10)
+
+
+@cache
+def updater(loss, epochs, **how):
+    """One compiled update for all tests that share its settings."""
+    return make_update(
+        FORWARD, loss, optimizer(**how), begin(initial(SIZES, jax.random.key(0)), optimizer(**how)), epochs=epochs
+    )
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return initial(SIZES, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def drawn(weights):
+    """Two micro-batches whose log-probabilities are the model's own, as if it had just sampled the tokens."""
+    groups = [
+        group(
+            *(episode(pattern, reward=reward, question=str(at), vocabulary=31) for pattern, reward in siblings),
+            question=str(at),
+        )
+        for at, siblings in enumerate(SIBLINGS)
+    ]
+    return tuple(sampled(weights, batch) for batch in pack(groups, SHAPE, advantage=centered))
+
+
+SIBLINGS = [
+    [("wwwpppwwpp", 1.0), ("wwwpwppwp", 0.0), ("wwwpp", 0.0)],
+    [("wpp", 0.3), ("wpppppppppppwwp", 0.9), ("wwpp", 0.1)],
+    [(f"{'w' * n}{'p' * (15 - n)}", n / 10) for n in range(1, 12)],
+]
+
+
+def sampled(weights, batch, temperature=1.0):
+    logprobs = np.where(batch.trained, SCORE(weights, batch, temperature), 0)
+    return dataclasses.replace(batch, sampled_logprobs=logprobs.astype(np.float32))
+
+
+def once(weights, batches, loss=PLAIN, reference=None, temperature=1.0, epochs=1, **how):
+    state = begin(weights, optimizer(**how))
+    placed = isinstance(state.step.sharding, NamedSharding)
+    update = make_update(FORWARD, loss, optimizer(**how), state) if placed else updater(loss, epochs, **how)
+    return update(state, batches, temperature=temperature, reference_weights=reference)
+
+
+def differs(first, second):
+    return max(float(jnp.max(jnp.abs(first[name] - second[name]))) for name in first)
+
+
+def test_on_policy_nothing_is_clipped_and_the_ratio_is_one(weights, drawn):
+    state, stats = once(weights, drawn)
+    assert stats["update/ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert stats["update/ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert stats["update/clip_low_mean"] == stats["update/clip_high_mean"] == 0
+    assert stats["update/mismatch_max"] < 1e-5
+    assert stats["update/on_policy"] == 1
+    assert stats["update/skipped"] == 0
+    assert stats["update/gradient_norm"] > 0
+    assert int(state.step) == 1
+    assert differs(state.weights, weights) > 0
+
+
+def test_the_score_is_the_decoders_log_probability_of_each_token(weights, drawn):
+    """Against a trajectory alone in its own row: packing, positions and segments change nothing."""
+    batch = drawn[-1]
+    packed = SCORE(weights, batch, 1.0)
+    row = int(np.argmax(batch.segments.max(axis=1)))
+    assert batch.segments[row].max() > 1
+    here = np.flatnonzero(batch.segments[row] == 2)
+    alone = jax.tree.map(lambda leaf: np.pad(leaf[row : row + 1, here], ((0, 0), (0, 16 - len(here)))), batch)
+    np.testing.assert_allclose(SCORE(weights, alone, 1.0)[0, 1 : len(here)], packed[row, here[1:]], atol=1e-5)
+
+
+def test_temperature_is_data(weights, drawn):
+    hot = [sampled(weights, batch, temperature=0.5) for batch in drawn]
+    _, stats = once(weights, hot, temperature=0.5)
+    assert stats["update/mismatch_max"] < 1e-5
+    _, stats = once(weights, hot, temperature=1.0)
+    assert stats["update/mismatch_max"] > 1e-2
+
+
+def test_only_the_policys_tokens_carry_loss(weights, drawn):
+    """What is recorded at the world's tokens is never read; the ids themselves are, as context."""
+    rng = np.random.default_rng(0)
+
+    def noisy(batch):
+        noise = np.where(batch.trained, 0, rng.normal(size=batch.ids.shape) * 100).astype(np.float32)
+        return dataclasses.replace(
+            batch,
+            sampled_logprobs=batch.sampled_logprobs + noise,
+            advantages=batch.advantages + noise,
+            versions=batch.versions + noise.astype(np.int32),
+        )
+
+    clean, stats = once(weights, drawn, LossSettings(), reference=weights)
+    dirty, dirty_stats = once(weights, [noisy(batch) for batch in drawn], LossSettings(), reference=weights)
+    assert differs(clean.weights, dirty.weights) == 0
+    assert stats == dirty_stats
+
+
+def test_words_after_the_policys_last_change_nothing(weights, drawn):
+    (long,) = [group(episode("wwpp", reward=1, first_id=3), episode("wp", reward=0, first_id=9))]
+    (longer,) = [group(episode("wwppwww", reward=1, first_id=3), episode("wpwwww", reward=0, first_id=9))]
+    first, second = (once(weights, pack([found], SHAPE))[0] for found in (long, longer))
+    assert differs(first.weights, second.weights) == 0
+
+
+def split(batches, order, sizes):
+    """Deal all rows of the batches into micro-batches of other sizes, padded to eight rows, in another order."""
+    rows = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *batches)
+    for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
+        yield jax.tree.map(lambda leaf: np.pad(leaf[start : start + size], ((0, 8 - size), (0, 0))), rows)  # noqa: B023
+
+
+@pytest.fixture(scope="module")
+def whole(weights, drawn):
+    """One linear optimizer step (its size is the gradient's) over the batches as packed."""
+    state = begin(weights, LINEAR)
+    update = make_update(FORWARD, LossSettings(), LINEAR, state)
+    after, stats = update(state, drawn, reference_weights=weights)
+    return update, jax.device_get(after.weights), stats
+
+
+LINEAR = make_optimizer(OptimizerSettings(learning_rate=1e3, eps=1e3, b1=0, clip=0, weight_decay=0), AXES, steps=1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_accumulation_over_any_split_equals_one_batch(weights, drawn, whole, data):
+    update, expected, stats = whole
+    total = sum(len(batch.ids) for batch in drawn)
+    order = np.asarray(data.draw(st.permutations(range(total))))
+    sizes, left = [], total
+    while left:
+        sizes.append(data.draw(st.integers(1, min(8, left))))
+        left -= sizes[-1]
+    state, found = update(begin(weights, LINEAR), list(split(drawn, order, sizes)), reference_weights=weights)
+    assert differs(state.weights, expected) < 1e-6
+    assert found == pytest.approx(stats, abs=1e-5, nan_ok=False)
+
+
+def test_no_program_is_added_by_more_micro_batches_or_other_numbers(weights, drawn, whole):
+    update, _, _ = whole
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    try:
+        state = begin(weights, LINEAR, step=5)
+        for copies in (1, 3):
+            state, _ = update(state, [*drawn] * copies, temperature=0.7, reference_weights=weights)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not [name for name in compiled if "backend_compile" in name]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_one_and_eight_devices_agree(weights, drawn, name):
+    mesh = Mesh(np.asarray(jax.devices()).reshape(4, 2), ("data", "fsdp"))
+    rows, whole = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), NamedSharding(mesh, PartitionSpec())
+
+    def spread(axes):
+        return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == "width" else None for axis in axes)))
+
+    placed = {key: jax.device_put(weight, spread(AXES[key])) for key, weight in weights.items()}
+    batches = [jax.device_put(batch, rows) for batch in drawn]
+    # Adam's first step is the gradient's sign, which blows up a rounding error around zero: a large eps keeps it smooth.
+    alone, stats = once(weights, drawn, LossSettings(), reference=weights, name=name, eps=1e-3)
+    many, many_stats = once(placed, batches, LossSettings(), reference=placed, name=name, eps=1e-3)
+    assert differs(alone.weights, jax.device_get(many.weights)) < 1e-5
+    assert many_stats == pytest.approx(stats, abs=1e-5)
+    for key, weight in many.weights.items():
+        assert weight.sharding.is_equivalent_to(spread(AXES[key]), weight.ndim)
+    assert many.step.sharding.is_equivalent_to(whole, 0)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(weights, drawn):
+    broken = dataclasses.replace(drawn[0], advantages=np.where(drawn[0].trained, np.inf, 0).astype(np.float32))
+    state, stats = once(weights, [broken])
+    assert stats["update/skipped"] == 1
+    assert differs(state.weights, weights) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.optimizer)))
+    assert int(state.step) == 1
+
+
+def test_several_epochs_clip_against_the_sampler(weights, drawn):
+    _, stats = once(weights, drawn, epochs=4)
+    assert stats["update/mismatch_max"] < 1e-5  # told of the first pass
+    assert stats["update/clip_high_mean"] + stats["update/clip_low_mean"] > 0  # told of the last
+
+
+def test_a_recomputed_proximal_policy_weighs_stale_tokens(weights, drawn):
+    truncated = dataclasses.replace(PLAIN, importance="truncated", importance_cap=1.5)
+    stale = [dataclasses.replace(batch, sampled_logprobs=batch.sampled_logprobs - 1) for batch in drawn]
+    for epochs in (1, 2):
+        _, stats = once(weights, stale, truncated, epochs=epochs)
+        assert stats["update/importance_mean"] == pytest.approx(1.5, rel=1e-5)  # e, cut at 1.5
+    _, stats = once(weights, stale, truncated)
+    assert stats["update/ratio_mean"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_reference_that_is_the_policy_diverges_nowhere(weights, drawn):
+    _, stats = once(weights, drawn, LossSettings(), reference=weights)
+    assert stats["update/kl_mean"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="reference"):
+        once(weights, drawn, LossSettings())
+
+
+def test_an_update_of_nothing_is_refused(weights):
+    with pytest.raises(ValueError, match="at least one micro-batch"):
+        once(weights, [])
+
+
+def test_learning_from_demonstrations_lowers_their_loss(weights):
+    batches = pack_supervised([episode("wwpppp|pppp", first_id=3), episode("wpppwp", first_id=20)], SHAPE)
+    state = begin(weights, optimizer(learning_rate=0.02))
+    update = updater(LossSettings(objective="supervised"), 1, learning_rate=0.02)
+    told = []
+    for _ in range(12):
+        state, stats = update(state, batches)
+        told.append(stats["update/loss"])
+    assert told[0] == pytest.approx(np.log(32), abs=0.5)  # a fresh model knows nothing: log V
+    assert told[-1] < told[0] / 3
+
+
+def test_rewarded_tokens_become_likelier(weights, drawn):
+    state = begin(weights, optimizer())
+    for _ in range(3):
+        state, _ = updater(PLAIN, 1)(state, drawn)
+    gain = [np.where(batch.trained, SCORE(state.weights, batch, 1.0) - batch.sampled_logprobs, 0) for batch in drawn]
+    assert sum((one * batch.advantages).sum() for one, batch in zip(gain, drawn, strict=True)) > 0
+
+
+def test_no_array_of_tokens_by_vocabulary_is_ever_held():
+    big = dataclasses.replace(SIZES, vocab=50_000)
+    weights = jax.eval_shape(lambda: initial(big, jax.random.key(0)))
+    forward = through(big, chunk=128)
+    batch = jax.eval_shape(
+        lambda: jax.tree.map(jnp.asarray, Batch(*([jnp.zeros((8, 512), jnp.int32)] * 3), *([jnp.zeros((8, 512))] * 4)))
+    )
+    traced = jax.make_jaxpr(jax.grad(lambda weights, batch: forward(weights, batch, jnp.float32(1))[0].sum()))(weights, batch)
+    assert largest(traced.jaxpr) < 8 * 512 * 50_000 / 10  # a tenth of the logits
+
+
+def largest(jaxpr):
+    sizes = [variable.aval.size for equation in jaxpr.eqns for variable in equation.outvars]
+    inner = [largest(found) for equation in jaxpr.eqns for found in jaxprs_in_params(equation.params)]
+    return max([0, *sizes, *inner])
