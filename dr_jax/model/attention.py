@@ -2,30 +2,40 @@
 
 In:    segment ids [B, T]; 0 is padding
 Out:   an `Attend` that keeps nothing
-Holds: rows are in order, so causality is by index; queries go block by block against the keys up to their own block, so
-       scores [B, H, T, T] are never held for long rows; keys and values are never repeated for their group of heads
+Holds: rows are in order, so causality is by index; scores exist for one pair of blocks at a time, forward and backward,
+       so memory grows with T and not with its square; pairs of blocks that share no segment are skipped; keys and values
+       are never repeated for their group of heads
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dr_jax.model.decoder import Attend
 
-_BLOCK = 256
+_HIDDEN = -1e30  # a score that no key wins with; finite, so that a difference of two is not NaN
 
 
-def segment_attention(segments_BT: Int[Array, "B T"], *, block: int = _BLOCK) -> Attend[Any]:
+def segment_attention(segments_BT: Int[Array, "B T"], *, block: int | None = None) -> Attend[Any]:
     """Return causal attention within segments.
 
     Args:
         segments_BT: tokens with equal ids see each other; 0 is padding, which sees only padding.
-        block: how many queries are scored at a time.
+        block: how many queries meet how many keys at a time; None chooses: few where scores should stay in a processor's
+            cache, many where each step costs a kernel's launch.
     """
+    size = min(block or (128 if jax.default_backend() == "cpu" else 1024), segments_BT.shape[1])
+    padding = -segments_BT.shape[1] % size
+    segments = jnp.pad(segments_BT, ((0, 0), (0, padding)))
+    # Padding gets the largest id: then ids never fall along a row, and two blocks share a segment iff their ranges meet.
+    segments = jnp.where(segments == 0, jnp.iinfo(segments.dtype).max, segments)
 
     def attend(
         cache: Any,
@@ -34,14 +44,8 @@ def segment_attention(segments_BT: Int[Array, "B T"], *, block: int = _BLOCK) ->
         k_BTKC: Float[Array, "B T K C"],
         v_BTKC: Float[Array, "B T K C"],
     ) -> tuple[Float[Array, "B T H C"], Any]:
-        length = q_BTHC.shape[1]
-        out = []
-        for start in range(0, length, block):
-            end = min(start + block, length)
-            causal_QT = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
-            seen_BQT = causal_QT[None] & (segments_BT[:, start:end, None] == segments_BT[:, None, :end])
-            out.append(attended(q_BTHC[:, start:end], k_BTKC[:, :end], v_BTKC[:, :end], seen_BQT))
-        return jnp.concatenate(out, axis=1), cache
+        q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q_BTHC, k_BTKC, v_BTKC))
+        return _gather(q, k, v, segments, size)[:, : q_BTHC.shape[1]], cache
 
     return attend
 
@@ -52,7 +56,7 @@ def attended(
     v_BTKC: Float[Array, "B T K C"],
     seen_BQT: Bool[Array, "B Q T"],
 ) -> Float[Array, "B Q H C"]:
-    """Compute softmax(q k / sqrt(C)) v over the keys that each query sees, the softmax in float32.
+    """Compute softmax(q k / sqrt(C)) v over the keys that each query sees, all scores at once, the softmax in float32.
 
     Vaswani et al., arXiv 1706.03762, equation 1; grouped queries: Ainslie et al., arXiv 2305.13245.
     """
@@ -60,6 +64,119 @@ def attended(
     groups = k_BTKC.shape[2]
     q_BQKGC = q_BQHC.reshape(rows, queries, groups, heads // groups, channels)
     scores = jnp.einsum("BQKGC,BTKC->BKGQT", q_BQKGC, k_BTKC, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen_BQT[:, None, None], scores * jnp.float32(channels**-0.5), jnp.finfo(jnp.float32).min)
+    scores = jnp.where(seen_BQT[:, None, None], scores * jnp.float32(channels**-0.5), jnp.float32(_HIDDEN))
     shares = jax.nn.softmax(scores, axis=-1).astype(v_BTKC.dtype)
     return jnp.einsum("BKGQT,BTKC->BQKGC", shares, v_BTKC).reshape(q_BQHC.shape)
+
+
+# What follows is the blockwise form with its own backward pass: Dao, arXiv 2307.08691, in plain JAX. I counts blocks, S the
+# places of one block, and R = G S the queries of one block by the G heads that share a key head.
+
+
+class _Blocks(NamedTuple):
+    q_IBKRC: Float[Array, "I B K R C"]  # divided by sqrt(C) already
+    k_IBKSC: Float[Array, "I B K S C"]
+    v_IBKSC: Float[Array, "I B K S C"]
+    segments_IBS: Int[Array, "I B S"]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _gather(q: Array, k: Array, v: Array, segments: Array, size: int) -> Array:
+    return _gather_forward(q, k, v, segments, size)[0]
+
+
+def _gather_forward(q: Array, k: Array, v: Array, segments: Array, size: int) -> tuple[Array, tuple[Array, ...]]:
+    blocks = _cut(q, k, v, segments, size)
+
+    def meet(carry: tuple[Array, ...], query: Array, key: Array) -> tuple[Array, ...]:
+        best_IBKR, total_IBKR, out_IBKRC = carry
+        scores = _scores(blocks, query, key)
+        before = best_IBKR[query]
+        best = jnp.maximum(before, scores.max(axis=-1))
+        weights, shrink = jnp.exp(scores - best[..., None]), jnp.exp(before - best)
+        out = _product("BKRS,BKSC->BKRC", weights, blocks.v_IBKSC[key])
+        return (
+            best_IBKR.at[query].set(best),
+            total_IBKR.at[query].set(total_IBKR[query] * shrink + weights.sum(axis=-1)),
+            out_IBKRC.at[query].set(out_IBKRC[query] * shrink[..., None] + out),
+        )
+
+    rows = blocks.q_IBKRC.shape[:-1]
+    empty = (jnp.full(rows, _HIDDEN), jnp.zeros(rows), jnp.zeros(blocks.q_IBKRC.shape, jnp.float32))
+    best, total, out_IBKRC = _over_pairs(meet, empty, blocks.segments_IBS)
+    out = _joined(out_IBKRC / total[..., None], q.shape).astype(q.dtype)
+    return out, (q, k, v, segments, out, best + jnp.log(total))
+
+
+def _gather_backward(size: int, kept: tuple[Array, ...], above: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, segments, out, total_IBKR = kept
+    blocks = _cut(q, k, v, segments, size)
+    above_IBKRC = _split(above, size, k.shape[2])
+    along_IBKR = jnp.sum(_split(above.astype(jnp.float32) * out.astype(jnp.float32), size, k.shape[2]), axis=-1)
+
+    def meet(carry: tuple[Array, ...], query: Array, key: Array) -> tuple[Array, ...]:
+        dq_IBKRC, dk_IBKSC, dv_IBKSC = carry
+        shares = jnp.exp(_scores(blocks, query, key) - total_IBKR[query][..., None])
+        rise = _product("BKRC,BKSC->BKRS", above_IBKRC[query], blocks.v_IBKSC[key])
+        dscores = shares * (rise - along_IBKR[query][..., None])
+        return (
+            dq_IBKRC.at[query].add(_product("BKRS,BKSC->BKRC", dscores, blocks.k_IBKSC[key])),
+            dk_IBKSC.at[key].add(_product("BKRS,BKRC->BKSC", dscores, blocks.q_IBKRC[query])),
+            dv_IBKSC.at[key].add(_product("BKRS,BKRC->BKSC", shares, above_IBKRC[query])),
+        )
+
+    empty = tuple(jnp.zeros(x.shape, jnp.float32) for x in blocks[:3])
+    dq, dk, dv = _over_pairs(meet, empty, blocks.segments_IBS)
+    dq = _joined(dq * jnp.float32(q.shape[-1] ** -0.5), q.shape)
+    return dq.astype(q.dtype), _joined(dk, k.shape).astype(k.dtype), _joined(dv, v.shape).astype(v.dtype), None
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _over_pairs(meet: Callable[..., Any], carry: Any, segments_IBS: Array) -> Any:
+    """Let every block of queries meet each block of keys up to its own that shares a segment with it in some row."""
+    count = segments_IBS.shape[0]
+    query, key = (jnp.asarray(x, jnp.int32) for x in np.tril_indices(count))
+    first_IB, last_IB = segments_IBS.min(axis=-1), segments_IBS.max(axis=-1)
+    shared = jnp.any(last_IB[key] >= first_IB[query], axis=-1)
+
+    def step(carry: Any, pair: tuple[Array, Array, Array]) -> tuple[Any, None]:
+        query, key, shared = pair
+        return jax.lax.cond(shared, meet, lambda carry, query, key: carry, carry, query, key), None
+
+    return jax.lax.scan(step, carry, (query, key, shared))[0]
+
+
+def _scores(blocks: _Blocks, query: Array, key: Array) -> Float[Array, "B K R S"]:
+    scores = _product("BKRC,BKSC->BKRS", blocks.q_IBKRC[query], blocks.k_IBKSC[key])
+    size = scores.shape[-1]
+    place = jnp.arange(size)
+    causal_SS = (query > key) | (place[:, None] >= place[None, :])
+    seen_BSS = causal_SS[None] & (blocks.segments_IBS[query][:, :, None] == blocks.segments_IBS[key][:, None, :])
+    apart = scores.reshape(*scores.shape[:2], -1, size, size)
+    return jnp.where(seen_BSS[:, None, None], apart, jnp.float32(_HIDDEN)).reshape(scores.shape)
+
+
+def _product(letters: str, left: Array, right: Array) -> Array:
+    return jnp.einsum(letters, left.astype(right.dtype), right, preferred_element_type=jnp.float32)
+
+
+def _cut(q: Array, k: Array, v: Array, segments: Array, size: int) -> _Blocks:
+    groups = k.shape[2]
+    scaled = (q.astype(jnp.float32) * jnp.float32(q.shape[-1] ** -0.5)).astype(q.dtype)
+    cut_segments = segments.reshape(segments.shape[0], -1, size).swapaxes(0, 1)
+    return _Blocks(_split(scaled, size, groups), _split(k, size, groups), _split(v, size, groups), cut_segments)
+
+
+def _split(x_BTHC: Array, size: int, groups: int) -> Float[Array, "I B K R C"]:
+    rows, length, heads, channels = x_BTHC.shape
+    apart = x_BTHC.reshape(rows, length // size, size, groups, heads // groups, channels)
+    return apart.transpose(1, 0, 3, 4, 2, 5).reshape(length // size, rows, groups, heads // groups * size, channels)
+
+
+def _joined(x_IBKRC: Array, shape: tuple[int, ...]) -> Float[Array, "B T H C"]:
+    rows, length, heads, channels = shape
+    count, _, groups, _, _ = x_IBKRC.shape
+    apart = x_IBKRC.reshape(count, rows, groups, heads // groups, length // count, channels)
+    return apart.transpose(1, 0, 4, 2, 3, 5).reshape(shape)

@@ -175,7 +175,7 @@ def head(weights: Weights, sizes: Sizes) -> Float[Array, "D V"]:
     return weights["embed"].T if sizes.tied else weights["head"]
 
 
-def rms_norm(x: Float[Array, "... C"], gain: Float[Array, "C"], eps: float) -> Float[Array, "... C"]:
+def rms_norm(x: Float[Array, "... C"], gain: Float[Array, " C"], eps: float) -> Float[Array, "... C"]:
     """Divide by the root of the mean square, in float32. Zhang and Sennrich, arXiv 1910.07467."""
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + jnp.float32(eps))

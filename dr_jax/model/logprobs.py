@@ -40,7 +40,7 @@ def token_logprobs(
     inverse = 1.0 / jnp.asarray(temperature, jnp.float32)
 
     @jax.checkpoint
-    def chosen(hidden_RD: Float[Array, "R D"], targets_R: Int[Array, "R"]) -> tuple[Float[Array, "R"], Float[Array, "R"]]:
+    def chosen(hidden_RD: Float[Array, "R D"], targets_R: Int[Array, " R"]) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
         logits_RV = jnp.dot(hidden_RD, head_DV.astype(hidden_RD.dtype), preferred_element_type=jnp.float32) * inverse
         total_R = jax.nn.logsumexp(logits_RV, axis=-1)
         logprobs_R = jnp.take_along_axis(logits_RV, targets_R[:, None], axis=-1)[:, 0] - total_R
