@@ -121,12 +121,16 @@ def _gather_backward(size: int, kept: tuple[Array, ...], above: Array) -> tuple[
         dscores = shares * (rise - along_IBKR[query][..., None])
         return (
             dq_IBKRC.at[query].add(_product("BKRS,BKSC->BKRC", dscores, blocks.k_IBKSC[key])),
-            dk_IBKSC.at[key].add(_product("BKRS,BKRC->BKSC", dscores, blocks.q_IBKRC[query])),
-            dv_IBKSC.at[key].add(_product("BKRS,BKRC->BKSC", shares, above_IBKRC[query])),
+            dk_IBKSC.at[key].add(_product("BKRC,BKRS->BKCS", blocks.q_IBKRC[query], dscores)),
+            dv_IBKSC.at[key].add(_product("BKRC,BKRS->BKCS", above_IBKRC[query], shares)),
         )
 
-    empty = tuple(jnp.zeros(x.shape, jnp.float32) for x in blocks[:3])
+    empty = tuple(
+        jnp.zeros(x.shape, jnp.float32)
+        for x in (blocks.q_IBKRC, blocks.k_IBKSC.swapaxes(-1, -2), blocks.k_IBKSC.swapaxes(-1, -2))
+    )
     dq, dk, dv = _over_pairs(meet, empty, blocks.segments_IBS)
+    dk, dv = dk.swapaxes(-1, -2), dv.swapaxes(-1, -2)
     dq = _joined(dq * jnp.float32(q.shape[-1] ** -0.5), q.shape)
     return dq.astype(q.dtype), _joined(dk, k.shape).astype(k.dtype), _joined(dv, v.shape).astype(v.dtype), None
 
