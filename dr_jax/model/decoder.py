@@ -20,6 +20,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from dr_jax.model import rope
 from dr_jax.model.sizes import Sizes
+from dr_jax.sharding.rules import split_rows
 
 Weights = dict[str, Array]
 Cache = TypeVar("Cache")
@@ -71,7 +72,7 @@ class Declare:
         return nnx.Param(jnp.zeros(tuple(axes.values()), self.dtype), axes=tuple(axes))
 
 
-class Layers(nnx.Module):
+class Layers(nnx.Module):  # type: ignore[misc]  # flax is not followed
     """All blocks at once: attention and a gated feed-forward layer, each behind an RMS norm."""
 
     def __init__(self, sizes: Sizes, declare: Declare) -> None:
@@ -79,7 +80,7 @@ class Layers(nnx.Module):
         residual = (2 * s.layers) ** -0.5  # 2 L branches add up: GPT-2's scaling keeps the stream's variance near 1
         width, heads, kv = {"width": s.width}, {"heads": s.heads}, {"kv_heads": s.kv_heads}
         channels, ff = {"channels": s.head_dim}, {"ff": s.ff}
-        self.attention_norm = declare.ones(**layers, **width)
+        self.attention_norm = declare.ones(**layers, gain=s.width)
         self.query = declare.normal(fan_in, **layers, **width, **heads, **channels)
         self.key = declare.normal(fan_in, **layers, **width, **kv, **channels)
         self.value = declare.normal(fan_in, **layers, **width, **kv, **channels)
@@ -89,22 +90,22 @@ class Layers(nnx.Module):
             self.key_bias = declare.zeros(**layers, **kv, **channels)
             self.value_bias = declare.zeros(**layers, **kv, **channels)
         if s.qk_norm:
-            self.query_norm = declare.ones(**layers, **channels)
-            self.key_norm = declare.ones(**layers, **channels)
-        self.ff_norm = declare.ones(**layers, **width)
+            self.query_norm = declare.ones(**layers, gain=s.head_dim)
+            self.key_norm = declare.ones(**layers, gain=s.head_dim)
+        self.ff_norm = declare.ones(**layers, gain=s.width)
         self.gate = declare.normal(fan_in, **layers, **width, **ff)
         self.up = declare.normal(fan_in, **layers, **width, **ff)
         self.down = declare.normal(s.ff**-0.5 * residual, **layers, **ff, **width)
 
 
-class Decoder(nnx.Module):
+class Decoder(nnx.Module):  # type: ignore[misc]
     """Every weight of a model, declared."""
 
     def __init__(self, sizes: Sizes, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
         declare = Declare(rngs, dtype)
         self.embed = declare.normal(0.02, vocab=sizes.vocab, width=sizes.width)
         self.layers = Layers(sizes, declare)
-        self.final_norm = declare.ones(width=sizes.width)
+        self.final_norm = declare.ones(gain=sizes.width)
         if not sizes.tied:
             self.head = declare.normal(sizes.width**-0.5, width=sizes.width, vocab=sizes.vocab)
 
@@ -162,10 +163,10 @@ def hidden_states(
         w = {name: weight.astype(dtype) for name, weight in raw.items()}
         gathered_BTD, cache = _attention(x_BTD, w, sizes, turned, partial(attend, cache, index))
         x_BTD = x_BTD + gathered_BTD
-        return (x_BTD + _feed_forward(x_BTD, w, sizes), cache), None
+        return (split_rows(x_BTD + _feed_forward(x_BTD, w, sizes)), cache), None
 
     body: Callable[..., Any] = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-    x_BTD = weights["embed"].astype(dtype)[ids_BT]
+    x_BTD = split_rows(weights["embed"].astype(dtype)[ids_BT])
     (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), (jnp.arange(sizes.layers, dtype=jnp.int32), stacked))
     return rms_norm(x_BTD, weights["final_norm"].astype(dtype), sizes.norm_eps), cache
 

@@ -39,7 +39,6 @@ def token_logprobs(
     targets = jnp.pad(targets_BT.reshape(tokens), (0, padding)).reshape(-1, chunk)
     inverse = 1.0 / jnp.asarray(temperature, jnp.float32)
 
-    @jax.checkpoint
     def chosen(hidden_RD: Float[Array, "R D"], targets_R: Int[Array, " R"]) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
         logits_RV = jnp.dot(hidden_RD, head_DV.astype(hidden_RD.dtype), preferred_element_type=jnp.float32) * inverse
         total_R = jax.nn.logsumexp(logits_RV, axis=-1)
@@ -49,5 +48,5 @@ def token_logprobs(
         mean_R = jnp.sum(jnp.exp(logits_RV - total_R[:, None]) * logits_RV, axis=-1)
         return logprobs_R, total_R - mean_R
 
-    logprobs, entropies = jax.lax.map(lambda pair: chosen(*pair), (hidden, targets))
+    logprobs, entropies = jax.lax.map(jax.checkpoint(lambda pair: chosen(*pair)), (hidden, targets))
     return logprobs.reshape(-1)[:tokens].reshape(shape), entropies.reshape(-1)[:tokens].reshape(shape)

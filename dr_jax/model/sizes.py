@@ -95,10 +95,10 @@ class Sizes:
             raise ValueError(f"head_dim = {self.head_dim}; rope turns pairs of channels, an even number is needed")
 
 
-_QWEN2 = {"rope": Rope(1_000_000.0), "qkv_bias": True}
-_QWEN3 = {"rope": Rope(1_000_000.0), "qk_norm": True, "head_dim": 128, "max_context": 40_960}
+_QWEN2: dict[str, Any] = {"rope": Rope(1_000_000.0), "qkv_bias": True}
+_QWEN3: dict[str, Any] = {"rope": Rope(1_000_000.0), "qk_norm": True, "head_dim": 128, "max_context": 40_960}
 
-named: dict[str, Sizes] = {
+NAMED: dict[str, Sizes] = {
     "tiny": Sizes(1024, 160, 4, 4, 2, 32, 480, qk_norm=True, max_context=8192),
     "smollm2-135m": Sizes(49_152, 576, 30, 9, 3, 64, 1536, rope=Rope(100_000.0), norm_eps=1e-5, max_context=8192),
     "qwen2.5-0.5b": Sizes(151_936, 896, 24, 14, 2, 64, 4864, **_QWEN2),

@@ -1,0 +1,76 @@
+"""Arrange devices in a mesh of three axes.
+
+In:    `MeshSettings`, and the devices to use
+Out:   a `jax.sharding.Mesh` with axes data, fsdp and tensor
+Fails: ConfigError that lists the meshes which these devices would make
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from dr_jax.base.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSettings:
+    """How many devices lie along each axis; at most one may be -1, which takes all that are left.
+
+    Args:
+        data: copies of the weights; rows of a batch are split over them.
+        fsdp: weights are split over it, and so are the rows; each layer's weights are gathered when they are used.
+        tensor: heads, feed-forward channels and the vocabulary are split over it.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        if any(size < 1 and size != -1 for size in self.shape):
+            raise ValueError(f"the mesh {self.shape} has an empty axis; each is at least 1, or -1 for what is left")
+        if self.shape.count(-1) > 1:
+            raise ValueError(f"the mesh {self.shape} leaves more than one axis open; at most one can be -1")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Sizes in the order of `AXES`."""
+        return (self.data, self.fsdp, self.tensor)
+
+
+def make_mesh(settings: MeshSettings | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Make the mesh.
+
+    Args:
+        settings: sizes of the axes; None is the default.
+        devices: None means all of them, of every process; an engine passes its own process's.
+
+    Raises:
+        ConfigError: the sizes do not multiply to the number of devices.
+    """
+    settings = settings or MeshSettings()
+    devices = jax.devices() if devices is None else devices
+    fixed = math.prod(size for size in settings.shape if size != -1)
+    shape = tuple(len(devices) // fixed if size == -1 else size for size in settings.shape)
+    if math.prod(shape) != len(devices):
+        told = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, settings.shape, strict=True))
+        raise ConfigError(
+            f"The mesh {told} does not divide {len(devices)} {devices[0].platform} device(s)",
+            needed=f"sizes whose product is {len(devices)}, e.g. {_meshes_of(len(devices), settings.tensor)}",
+            fix="change mesh.data, mesh.fsdp or mesh.tensor",
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _meshes_of(count: int, tensor: int) -> str:
+    divisors = [size for size in range(1, count + 1) if count % size == 0]
+    triples = [(data, count // data // t, t) for t in divisors for data in divisors if (count // t) % data == 0]
+    triples.sort(key=lambda triple: (abs(triple[2] - tensor), triple[0]))
+    return "; ".join(f"data {data}, fsdp {fsdp}, tensor {t}" for data, fsdp, t in triples[:4])
