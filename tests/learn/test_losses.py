@@ -165,6 +165,14 @@ def test_truncated_importance_weighs_the_proximal_surrogate(batch):
     np.testing.assert_allclose(slope(start), row(0, 0, -2 / 8, -1.5 / 8, 0, 1 / 8, 0, 1 / 8, 0, 0), rtol=1e-4)
 
 
+def test_without_a_recomputed_start_the_update_starts_here(batch):
+    settings = LossSettings(kl="none", importance="truncated")
+    _, tally = losses.loss(batch.sampled_logprobs + 0.5, jnp.zeros((1, 10)), batch, settings, version=0)
+    found = losses.report([tally])
+    assert found["ratio_mean"] == 1
+    assert found["importance_mean"] == pytest.approx(np.exp(0.5), rel=1e-5)
+
+
 def test_entropy_is_rewarded_and_divergence_costs(batch):
     zero = jnp.zeros((1, 10))
     settings = LossSettings(kl="k2", kl_coefficient=0.5, entropy_coefficient=0.1)
