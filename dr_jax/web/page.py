@@ -1,0 +1,95 @@
+"""What the web returns: a page, a hit, or a failure that says what failed.
+
+Out:   Page and Hit; WebError where the web refused or the asker was wrong
+Holds: a failure is another type than an empty result; an empty tuple of hits means that nothing was found
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal[
+    "bad_url",  # not an absolute http or https address
+    "bad_query",  # nothing to search for, or the provider does not take it
+    "refused",  # an address that may not be reached
+    "not_found",  # 404, 410
+    "denied",  # 401, 402, 403, 451: login or payment
+    "http",  # another status that is not success
+    "busy",  # 429, or our own queue for that host is too long
+    "server",  # 5xx, after retries
+    "timeout",  # too slow, after a retry
+    "unreachable",  # no such host, connection refused or broken, bad certificate
+    "redirects",  # a loop, or too many
+    "protocol",  # what came is not HTTP, or its encoding is broken
+    "unsupported",  # a content type that is not read
+    "bad_answer",  # the search provider answered in another shape than documented
+    "extract",  # the page's parser failed, took too long or too much memory
+]
+LASTING: frozenset[Kind] = frozenset({"not_found", "denied", "http", "redirects", "unsupported"})
+
+
+@dataclass(frozen=True, slots=True)
+class WebError:
+    """Why there is no result; the message is shown to the policy as it is.
+
+    Args:
+        kind: for counting and for deciding.
+        message: one sentence; never holds a key or an address inside our network.
+    """
+
+    kind: Kind
+    message: str
+
+    def __post_init__(self) -> None:
+        if not self.message:
+            raise ValueError("a web error needs a message")
+
+    @property
+    def lasting(self) -> bool:
+        """Whether asking again soon would end the same way, so that it may be remembered."""
+        return self.kind in LASTING
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result.
+
+    Args:
+        title: as the provider gave it; may be empty.
+        url: the page's address, as the provider gave it.
+        snippet: a few words of the page; may be empty.
+    """
+
+    title: str
+    url: str
+    snippet: str
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            raise ValueError("a hit needs a url")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page as a reader wants it.
+
+    Args:
+        url: where it was found in the end, after redirects.
+        title: one line; may be empty.
+        text: the main text, paragraphs parted by newlines, table rows as `cell | cell`; empty when there was none.
+        links: (text, absolute http or https url) in page order, each url once.
+        content_type: without parameters, lower case.
+        truncated: whether a cap cut the page short.
+    """
+
+    url: str
+    title: str
+    text: str
+    links: tuple[tuple[str, str], ...] = ()
+    content_type: str = "text/html"
+    truncated: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            raise ValueError("a page needs a url")
