@@ -17,7 +17,7 @@ from dr_jax.tokens.calls import TAGS
 from dr_jax.tokens.tokenizer import Tokenizer
 
 _END, _OPEN, _CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-_WORDS = r" ?\p{L}+| ?[^\s\p{L}\p{N}]+|\p{N}|\s"
+_WORDS = r" ?[\p{L}_]+| ?[^\s\p{L}\p{N}_]+|\p{N}|\s"  # names of tools and of JSON fields stay whole
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -1,0 +1,67 @@
+"""Show a run on a terminal: one line a step, a table per evaluation, a bar while something long goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Screen:
+    """Prints what a run reports, in `progress(phase, index, numbers)` form.
+
+    Args:
+        console: where to print.
+        steps: how many updates the run makes.
+        quiet: print nothing; for `--json`.
+    """
+
+    def __init__(self, console: Console, steps: int, *, quiet: bool = False) -> None:
+        self._console, self._steps, self._quiet = console, steps, quiet
+
+    def __call__(self, phase: str, index: int, numbers: Mapping[str, Any]) -> None:
+        """Print one event."""
+        if self._quiet:
+            return
+        match phase:
+            case "step":
+                self._console.print(step_line(index, self._steps, numbers), highlight=False)
+            case "eval":
+                self._console.print(evaluation(f"held-out questions after {index} updates", numbers))
+            case "saved":
+                self._console.print(f"saved step {index} in {numbers['directory']}", style="dim")
+            case "warm_up":
+                self._console.print(f"compiling {numbers.get('program', '')} {index}", style="dim", end="\r")
+            case _:
+                self._console.print(f"{phase} {index}", style="dim")
+
+
+def step_line(step: int, steps: int, numbers: Mapping[str, Any]) -> str:
+    """One update in one line."""
+    shown = [
+        ("f1", "rollout/f1", "{:.3f}"),
+        ("reward", "rollout/reward", "{:+.3f}"),
+        ("calls", "rollout/tool_calls", "{:.2f}"),
+        ("tokens", "rollout/tokens", "{:.0f}"),
+        ("loss", "update/loss", "{:+.4f}"),
+        ("mismatch", "update/mismatch_max", "{:.1e}"),
+        ("clock", "wall_s", "{:.0f} s"),
+    ]
+    parts = [f"{label} {form.format(numbers[key])}" for label, key, form in shown if key in numbers]
+    return f"[bold]update {step:>4}/{steps}[/bold]  " + "  ".join(parts)
+
+
+def evaluation(title: str, found: Mapping[str, Any]) -> Table:
+    """An evaluation as a table: one row per source and per number of hops, and one for all."""
+    table = Table(title=title, title_justify="left")
+    for name in ("", "n", "F1", "95 % interval", "EM", "calls", "outcomes"):
+        table.add_column(name, justify="left" if name in ("", "outcomes") else "right")
+    rows = {**found.get("by_source", {}), **found.get("by_hops", {})}
+    for name, row in (*(rows.items() if len(rows) > 1 else ()), ("all", found)):
+        low, high = row["ci95"]
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items())
+        cells = (f"{row['f1']:.3f}", f"{low:.3f} to {high:.3f}", f"{row['em']:.3f}", f"{row['tool_calls']:.2f}", outcomes)
+        table.add_row(name, str(row["n"]), *cells, style="bold" if name == "all" else "")
+    return table

@@ -1,0 +1,119 @@
+"""`dr-jax show`: the episodes of a run as a person wants to read them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from dr_jax.cli.train import Json
+
+_COLOURS = {"policy": "bright_green", "world": "bright_black"}
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="A run's directory, such as runs/quickstart.")],
+    episode: Annotated[str, typer.Argument(help="An episode's id; without it, the newest ones are listed.")] = "",
+    outcome: Annotated[str, typer.Option(help="List only episodes that ended so, e.g. answered.")] = "",
+    limit: Annotated[int, typer.Option(help="How many to list.")] = 20,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show id, log-probability and version of every token.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List a run's episodes, or show one: authors in colour, calls, observations, reward parts, log-probabilities.
+
+    Green is what the policy wrote and is trained on; grey is what the world wrote and never is.
+    """
+    from dr_jax.rollout.record import read_episodes
+
+    rows = [row for row in read_episodes(run / "episodes.jsonl") if not outcome or row["outcome"] == outcome]
+    console = Console()
+    if not episode:
+        chosen = rows[-limit:]
+        if as_json:
+            typer.echo(json.dumps([_brief(row) for row in chosen]))
+        else:
+            console.print(_listing(chosen, f"{len(chosen)} of {len(rows)} episodes in {run}"))
+        return
+    found = [row for row in rows if row["id"] == episode]
+    if not found:
+        from dr_jax.base.errors import DataError
+
+        some = ", ".join(row["id"] for row in rows[-5:])
+        raise DataError(f"There is no episode {episode!r} in {run}", needed=f"an id such as {some}", fix="list them without an id")
+    if as_json:
+        typer.echo(json.dumps(found[-1]))
+    else:
+        console.print(_shown(found[-1], _tokenizer(run) if tokens else None))
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row.get(key) for key in ("id", "step", "outcome", "rewards", "answer", "question")}
+
+
+def _listing(rows: list[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("id", "update", "outcome", "reward", "calls", "question", "answer", "accepted"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["id"],
+            str(row.get("step", "")),
+            row["outcome"],
+            f"{sum(row['rewards'].values()):+.2f}" if row["rewards"] else "-",
+            str(len(row["tools"])),
+            row["question"],
+            row["answer"] or "",
+            " | ".join(row["answers"]),
+        )
+    return table
+
+
+def _shown(row: dict[str, Any], tokenizer: Any) -> Group:
+    parts: list[Any] = [Text(row["question"], style="bold"), Text(f"accepted: {' | '.join(row['answers'])}", style="dim")]
+    for number, trajectory in enumerate(row["trajectories"]):
+        text = Text()
+        for segment in trajectory["segments"]:
+            colour = _COLOURS[segment["author"]]
+            if tokenizer is None or segment["author"] == "world":
+                text.append(segment["text"], style=colour)
+            else:
+                _tokens(text, segment, tokenizer)
+        parts.append(Panel(text, title=f"trajectory {number + 1} of {len(row['trajectories'])}", title_align="left"))
+    facts = Table(show_header=False, box=None)
+    facts.add_row("outcome", row["outcome"] + (f" ({row['failure']})" if row.get("failure") else ""))
+    facts.add_row("answer", row["answer"] or "-")
+    facts.add_row("rewards", ", ".join(f"{name} {value:+.3f}" for name, value in row["rewards"].items()) or "none")
+    facts.add_row("tools", "; ".join(f"{tool['name']} {tool['error'] or 'ok'} {tool['seconds']:.2f} s" for tool in row["tools"]))
+    facts.add_row("seconds", ", ".join(f"{name} {value:.2f}" for name, value in row["seconds"].items()))
+    facts.add_row("sampled", _sampled(row))
+    return Group(*parts, facts)
+
+
+def _tokens(text: Text, segment: dict[str, Any], tokenizer: Any) -> None:
+    for token, logprob, version in zip(segment["ids"], segment["logprobs"], segment["versions"], strict=True):
+        text.append(tokenizer.decode([token]), style=_COLOURS["policy"])
+        text.append(f"[{token} {logprob:.3f} v{version}]", style="cyan")
+
+
+def _sampled(row: dict[str, Any]) -> str:
+    policy = [one for trajectory in row["trajectories"] for one in trajectory["segments"] if one["author"] == "policy"]
+    logprobs = [value for segment in policy for value in segment["logprobs"]]
+    versions = sorted({version for segment in policy for version in segment["versions"]})
+    if not logprobs:
+        return "nothing"
+    mean = sum(logprobs) / len(logprobs)
+    return f"{len(logprobs)} tokens, mean log-probability {mean:.3f}, least {min(logprobs):.2f}, versions {versions}"
+
+
+def _tokenizer(run: Path) -> Any:
+    from dr_jax.model.load import tokenizer_source
+    from dr_jax.tokens.tokenizer import Tokenizer
+
+    model = json.loads((run / "config.json").read_text(encoding="utf-8"))["model"]
+    return Tokenizer.load(tokenizer_source(model["load"], model["tokenizer"]))

@@ -1,0 +1,211 @@
+"""Everything that a run can be told, as one tree of settings. Each table is defined in the layer that uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dr_jax.agent.prompt import PromptSettings
+from dr_jax.agent.reader import ReaderSettings
+from dr_jax.agent.tools import ToolSettings
+from dr_jax.engine.engine import EngineSettings
+from dr_jax.learn.batch import BatchSettings
+from dr_jax.learn.losses import LossSettings
+from dr_jax.learn.optimizer import OptimizerSettings
+from dr_jax.littleweb.faults import Faults
+from dr_jax.rewards.total import RewardSettings
+from dr_jax.rollout.episode import EpisodeSettings
+from dr_jax.sharding.mesh import MeshSettings
+from dr_jax.train.demonstrate import Manners
+from dr_jax.web.web import WebSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which policy is trained.
+
+    Args:
+        load: a directory in Hugging Face format, a `.gguf` file, `smollm2` (from its package), or a named size with fresh
+            weights (`tiny`, `qwen2.5-0.5b`, …).
+        tokenizer: a directory with tokenizer files; "" means the model's own.
+        dtype: of the weights in the engine and of the matrix products of the update; master weights are float32.
+    """
+
+    load: str = "data/littleweb_policy"
+    tokenizer: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Which questions are asked.
+
+    Args:
+        path: a question file (parquet, JSONL); "" asks questions of littleweb.
+        eval_path: held-out questions; "" means the held-out world of littleweb or, with `path`, that file in `eval`.
+        limit: how many questions of a file are used, taken evenly from its sources; 0 is all.
+        hops: of littleweb's questions.
+        questions: how many questions are drawn from littleweb's training world.
+    """
+
+    path: str = ""
+    eval_path: str = ""
+    limit: int = 0
+    hops: tuple[int, ...] = (1, 2, 3)
+    questions: int = 2000
+
+    def __post_init__(self) -> None:
+        if not self.hops or not set(self.hops) <= {1, 2, 3}:
+            raise ValueError(f"hops = {self.hops}; some of 1, 2 and 3 are needed")
+        if self.limit < 0 or self.questions < 1:
+            raise ValueError(f"limit = {self.limit}, questions = {self.questions}; 0 or more and at least 1 are needed")
+
+
+@dataclass(frozen=True, slots=True)
+class LittlewebSettings:
+    """The worlds that are served on loopback when `web.search` is `littleweb`.
+
+    Args:
+        entities: in each world.
+        train_seed: of the world that is trained on.
+        eval_seed: of the held-out world; no name of it occurs in any training world, whatever the seeds.
+        faults: what goes wrong, for tests.
+    """
+
+    entities: int = 2400
+    train_seed: int = 0
+    eval_seed: int = 0
+    faults: Faults = field(default_factory=Faults)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSettings:
+    """How many episodes make one update, and how old they may be.
+
+    Args:
+        groups: questions per update.
+        group_size: siblings per question (G); their mean is the baseline, so at least 2.
+        in_flight: episodes at once; 0 means groups x group_size.
+        staleness: how many versions old a trained token may be; 0 collects every batch with the newest weights.
+    """
+
+    groups: int = 8
+    group_size: int = 8
+    in_flight: int = 0
+    staleness: int = 0
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size = {self.group_size}; GRPO compares siblings, so at least 2 are needed (8 or 16 are usual)"
+            )
+        if self.groups < 1 or self.in_flight < 0 or self.staleness < 0:
+            raise ValueError(f"{self}: groups of at least 1, in_flight and staleness of at least 0 are needed")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings:
+    """How a policy is measured.
+
+    Args:
+        questions: how many held-out questions.
+        every: also measure after every this many updates; 0 only before and after.
+        temperature: of the sampling; 0 is greedy.
+        in_flight: episodes at once.
+    """
+
+    questions: int = 256
+    every: int = 0
+    temperature: float = 0.0
+    in_flight: int = 64
+
+    def __post_init__(self) -> None:
+        if self.questions < 0 or self.every < 0 or self.temperature < 0 or self.in_flight < 1:
+            raise ValueError(f"{self}: no negative number and at least one episode in flight are needed")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSettings:
+    """When a run is saved.
+
+    Args:
+        every: updates between two checkpoints; 0 saves only at the end.
+        keep: how many are kept.
+        directory: local or `gs://…`; "" means `checkpoints` in the run's directory.
+    """
+
+    every: int = 10
+    keep: int = 2
+    directory: str = ""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise ValueError(f"every = {self.every}, keep = {self.keep}; 0 or more and at least 1 are needed")
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStartSettings:
+    """The supervised start: demonstrations by scripted researchers.
+
+    Args:
+        size: a named model size with fresh weights, trained from nothing.
+        vocabulary: ids of the tokenizer that is trained first, on demonstrations of its own.
+        worlds: how many fresh worlds the demonstrations come from.
+        questions: drawn from each world.
+        passes: how often each demonstration is trained on.
+        manners: which researchers are shown, and how often.
+        tokens: trained per update, as rows x row length of `batch`.
+    """
+
+    size: str = "tiny"
+    vocabulary: int = 1536
+    worlds: int = 40
+    questions: int = 400
+    passes: int = 1
+    manners: Manners = field(default_factory=Manners)
+    tokens: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run.
+
+    Args:
+        name: its directory below `out`.
+        seed: of everything random.
+        steps: policy updates.
+        mismatch_gate: the run stops when engine and trainer disagree by more than this about an on-policy token's
+            log-probability; 0 is off.
+        advantage: a recipe of `learn.advantage`, or `module:function`.
+        remat: compute activations again in the backward pass, to save memory.
+    """
+
+    name: str = "run"
+    out: str = "runs"
+    seed: int = 0
+    steps: int = 20
+    mismatch_gate: float = 1e-3
+    advantage: str = "standardized"
+    remat: bool = False
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    littleweb: LittlewebSettings = field(default_factory=LittlewebSettings)
+    web: WebSettings = field(default_factory=WebSettings)
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    tools: ToolSettings = field(default_factory=ToolSettings)
+    reader: ReaderSettings = field(default_factory=ReaderSettings)
+    episode: EpisodeSettings = field(default_factory=EpisodeSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    mesh: MeshSettings = field(default_factory=MeshSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    cold_start: ColdStartSettings = field(default_factory=ColdStartSettings)
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.mismatch_gate < 0:
+            raise ValueError(f"steps = {self.steps}, mismatch_gate = {self.mismatch_gate}; neither may be negative")

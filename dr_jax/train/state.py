@@ -1,0 +1,90 @@
+"""What a run has to remember to go on as if it had not stopped.
+
+In:    the run's device state, its stream of questions, its finished but untrained groups
+Out:   checkpoints, and `Progress`: where the run is and what it has measured
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from dr_jax.base.trace import logger
+from dr_jax.tokens.trajectory import Episode, Group
+
+if TYPE_CHECKING:
+    from dr_jax.train.run import Run
+
+_log = logger(__name__)
+_GROUPS = TypeAdapter(list[Group])
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is. The loop's only mutable value besides the weights.
+
+    Args:
+        step: updates done.
+        wall_s: seconds spent, earlier sessions included.
+        mismatch_max: the largest difference between engine and trainer so far.
+        before: the evaluation before the first update.
+        after: the evaluation after the last one.
+    """
+
+    step: int = 0
+    wall_s: float = 0.0
+    mismatch_max: float = 0.0
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+
+
+def save(run: Run, progress: Progress) -> None:
+    """Begin to write a checkpoint of this step."""
+    host = {
+        "progress": asdict(progress),
+        "stream": run.stream.state(),
+        "waiting": _GROUPS.dump_python(list(run.waiting), mode="json"),
+        "model": {name: list(weight.shape) for name, weight in run.state.weights.items()},
+    }
+    run.checkpoints.save(progress.step, run.state, host)
+
+
+def restore(run: Run) -> Progress:
+    """Put a run back where its newest readable checkpoint left it; a run without one starts at the beginning."""
+    found = run.checkpoints.restore(run.state)
+    if found is None:
+        _log.warning("there is no checkpoint in %s yet: starting from the first step", run.directory)
+        return Progress()
+    run.state, host = found
+    run.waiting[:] = _GROUPS.validate_python(host["waiting"])
+    run.stream.restore(host["stream"], held=[group.question_id for group in run.waiting])
+    run.adopt()
+    return Progress(**host["progress"])
+
+
+def told(groups: Sequence[Group]) -> dict[str, float]:
+    """Sum up the groups of one step in numbers worth plotting."""
+    episodes = [episode for group in groups for episode in group.episodes]
+    rewarded = [episode for episode in episodes if episode.trainable]
+    outcomes = Counter(episode.outcome.value for episode in episodes)
+    return {
+        "rollout/episodes": float(len(episodes)),
+        "rollout/reward": _mean([episode.reward for episode in rewarded]),
+        **{f"rollout/{part}": _mean([episode.rewards[part] for episode in rewarded]) for part in _parts(rewarded)},
+        "rollout/turns": _mean([len(episode.turns) for episode in rewarded]),
+        "rollout/tool_calls": _mean([len(episode.tools) for episode in rewarded]),
+        "rollout/tokens": _mean([sum(len(one) for one in episode.trajectories) for episode in rewarded]),
+        **{f"outcome/{name}": count / max(len(episodes), 1) for name, count in sorted(outcomes.items())},
+    }
+
+
+def _parts(episodes: Sequence[Episode]) -> list[str]:
+    return sorted(set.intersection(*(set(episode.rewards) for episode in episodes))) if episodes else []
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
