@@ -227,7 +227,7 @@ def _rope(config: Mapping[str, Any]) -> Rope:
     kind = told.get("rope_type", told.get("type", "default"))
     if kind not in _ROPE_KEYS:
         raise CheckpointError(f"rope of kind {kind!r}", needed=f"one of {', '.join(_ROPE_KEYS)}")
-    known = {*_ROPE_KEYS[kind].values(), "rope_type", "type", "rope_theta"}
+    known = {*_ROPE_KEYS[kind].values(), "rope_type", "type", "rope_theta", "partial_rotary_factor"}
     strange = sorted(key for key, value in told.items() if key not in known and value not in (None, False))
     if strange and kind != "default":
         raise CheckpointError(f"rope of kind {kind!r} with {', '.join(strange)}", needed=f"only {', '.join(sorted(known))}")
@@ -249,7 +249,10 @@ def _refuse_options(config: Mapping[str, Any], family: str) -> None:
         raise CheckpointError(f"This {family} model has feed-forward biases", needed="mlp_bias false")
     if config.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"Activation {config['hidden_act']!r}", needed="silu")
-    if float(config.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise CheckpointError(f"partial_rotary_factor {config['partial_rotary_factor']}", needed="1")
+    partial = {**config, **(config.get("rope_parameters") or {})}.get("partial_rotary_factor")
+    if partial not in (None, 1, 1.0):
+        raise CheckpointError(
+            f"This {family} model turns a share of {partial} of its channels", needed="partial_rotary_factor 1"
+        )
     if config.get("quantization_config"):
         raise CheckpointError("This model's weights are quantized", needed="bfloat16, float16 or float32 weights")

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dr_jax.model.logprobs import token_logprobs
+from tests.model.programs import largest
+
+B, T, D, V = 2, 10, 4, 32
+HIDDEN = jax.random.normal(jax.random.key(0), (B, T, D))
+HEAD = jax.random.normal(jax.random.key(1), (D, V))
+TARGETS = jax.random.randint(jax.random.key(2), (B, T), 0, V)
+
+
+def plain(hidden: jax.Array, matrix: jax.Array, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    logprobs = jax.nn.log_softmax(hidden @ matrix / temperature)
+    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+    return jnp.take_along_axis(logprobs, TARGETS[..., None], axis=-1)[..., 0], entropy
+
+
+def test_even_odds() -> None:
+    logprobs, entropy = token_logprobs(jnp.zeros((1, 3, D)), jnp.ones((D, 8)), jnp.zeros((1, 3), jnp.int32))
+    np.testing.assert_allclose(logprobs, -np.log(8.0) * np.ones((1, 3)), rtol=1e-6)
+    np.testing.assert_allclose(entropy, np.log(8.0) * np.ones((1, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 20, 4096])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunks_agree_with_all_logits_at_once(chunk: int, temperature: float) -> None:
+    found = token_logprobs(HIDDEN, HEAD, TARGETS, chunk=chunk, temperature=temperature)
+    for one, expected in zip(found, plain(HIDDEN, HEAD, temperature), strict=True):
+        np.testing.assert_allclose(one, expected, atol=2e-6)
+
+
+def test_so_do_their_gradients() -> None:
+    weight = jax.random.normal(jax.random.key(3), (B, T))
+
+    def total(f):
+        return lambda hidden, matrix: jnp.sum((lambda lp, entropy: (lp + 0.3 * entropy) * weight)(*f(hidden, matrix)))
+
+    expected = jax.grad(total(plain), argnums=(0, 1))(HIDDEN, HEAD)
+    found = jax.grad(total(lambda h, m: token_logprobs(h, m, TARGETS, chunk=3)), argnums=(0, 1))(HIDDEN, HEAD)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_without_entropy_it_is_zero_and_the_rest_the_same() -> None:
+    with_it, without = (token_logprobs(HIDDEN, HEAD, TARGETS, entropy=entropy) for entropy in (True, False))
+    np.testing.assert_array_equal(with_it[0], without[0])
+    assert not without[1].any()
+
+
+def test_logits_of_all_tokens_never_exist_at_once() -> None:
+    rows, length, width, vocab, chunk = 4, 512, 8, 4096, 64
+
+    def backward(hidden: jax.Array, matrix: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.grad(lambda h, m: sum(x.sum() for x in token_logprobs(h, m, targets, chunk=chunk)), (0, 1))(hidden, matrix)
+
+    found = largest(
+        backward,
+        jax.ShapeDtypeStruct((rows, length, width), jnp.float32),
+        jax.ShapeDtypeStruct((width, vocab), jnp.float32),
+        jax.ShapeDtypeStruct((rows, length), jnp.int32),
+    )
+    assert found == chunk * vocab
