@@ -10,12 +10,12 @@ in a file of your own.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from dr_jax.base import plugin
 from dr_jax.base.errors import ConfigError
 from dr_jax.base.metrics import Metrics
 from dr_jax.tokens.trajectory import Episode, Group
@@ -51,19 +51,12 @@ def named(name: str) -> Advantage:
     """
     if name in RECIPES:
         return RECIPES[name]
-    module, colon, function = name.partition(":")
-    needed = f"one of {', '.join(sorted(RECIPES))}, or module:function"
-    if not colon:
-        raise ConfigError(f"There is no advantage {name!r}", needed=needed, fix="correct the name")
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
+    if ":" not in name:
+        known = ", ".join(sorted(RECIPES))
         raise ConfigError(
-            f"The advantage {name!r} cannot be imported: {error}", needed=needed, fix="put it on PYTHONPATH"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"{module} has no function {function!r}", needed=needed, fix="correct the name")
-    recipe: Advantage = found
+            f"There is no advantage {name!r}", needed=f"one of {known}, or module:function", fix="correct the name"
+        )
+    recipe: Advantage = plugin.named(name)
     return recipe
 
 

@@ -10,6 +10,7 @@ Skips: an update whose gradient is not finite; counted as `update/skipped`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -100,7 +101,23 @@ def make_score(forward: Forward) -> Callable[[Weights, Batch, float], PerToken]:
     """Compile `score(weights, batch, temperature) -> logprobs_BT`, without gradients."""
 
     score = jax.jit(lambda weights, batch, temperature: forward(weights, batch, temperature)[0])
-    return lambda weights, batch, temperature: score(weights, batch, np.float32(temperature))
+
+    def run(weights: Weights, batch: Batch, temperature: float) -> PerToken:
+        with _mesh_of(weights):
+            return score(weights, batch, _divisor(temperature))
+
+    return run
+
+
+def _divisor(temperature: float) -> np.float32:
+    """What logits are divided by: greedy samples carry log-probabilities of the untempered distribution."""
+    return np.float32(temperature or 1.0)
+
+
+def _mesh_of(weights: Weights) -> AbstractContextManager[Any]:
+    """Enter the mesh that the weights lie on, so that the model can keep activations with their rows."""
+    home = next(iter(weights.values())).sharding
+    return jax.set_mesh(home.mesh) if isinstance(home, NamedSharding) else nullcontext()
 
 
 class Update(Protocol):
@@ -119,7 +136,7 @@ class Update(Protocol):
         Args:
             state: donated; use the returned one from here on.
             batches: all micro-batches of this update, on the host or placed.
-            temperature: that the tokens were sampled with; logits are divided by it (1 where sampling was greedy).
+            temperature: that the tokens were sampled with; logits are divided by it, unless it is 0 (greedy).
             reference_weights: the frozen policy of the divergence term.
 
         Raises:
@@ -162,19 +179,20 @@ def make_update(
         def scored(weights: Weights | None) -> list[PerToken | None]:
             return [None if weights is None else score(weights, batch, temperature) for batch in batches]
 
-        references = scored(reference_weights if loss.needs_reference else None)
-        proximals = scored(state.weights if recomputed else None)
-        weights, moments = state.weights, state.optimizer
-        passes: list[dict[str, float]] = []
-        for _ in range(epochs):
-            gradient, tallies = programs.nothing(weights), []
-            for batch, reference_BT, proximal_BT in zip(batches, references, proximals, strict=True):
-                gradient, tally = programs.add(
-                    gradient, weights, batch, reference_BT, proximal_BT, state.step, np.float32(temperature)
-                )
-                tallies.append(tally)
-            weights, moments, norms = programs.apply(weights, moments, gradient)
-            passes.append(losses.report(jax.device_get(tallies)) | {name: float(norm) for name, norm in norms.items()})
+        with _mesh_of(state.weights):
+            references = scored(reference_weights if loss.needs_reference else None)
+            proximals = scored(state.weights if recomputed else None)
+            weights, moments = state.weights, state.optimizer
+            passes: list[dict[str, float]] = []
+            for _ in range(epochs):
+                gradient, tallies = programs.nothing(weights), []
+                for batch, reference_BT, proximal_BT in zip(batches, references, proximals, strict=True):
+                    gradient, tally = programs.add(
+                        gradient, weights, batch, reference_BT, proximal_BT, state.step, _divisor(temperature)
+                    )
+                    tallies.append(tally)
+                weights, moments, norms = programs.apply(weights, moments, gradient)
+                passes.append(losses.report(jax.device_get(tallies)) | {name: float(norm) for name, norm in norms.items()})
         return State(weights, moments, state.step + 1), _told(passes)
 
     return update

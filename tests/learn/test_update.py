@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dr_jax.learn.advantage import centered
 from dr_jax.learn.batch import Batch, BatchSettings, pack, pack_supervised
@@ -19,9 +18,11 @@ from dr_jax.learn.optimizer import OptimizerSettings, make_optimizer
 from dr_jax.learn.update import begin, make_score, make_update, through
 from dr_jax.model.decoder import describe, initial
 from dr_jax.model.sizes import Sizes
+from dr_jax.sharding.mesh import MeshSettings, make_mesh
+from dr_jax.sharding.place import place_rows, place_weights
 from tests.learn.episodes import episode, group
 
-SIZES = Sizes(vocab=32, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, ff=32, qk_norm=True)
+SIZES = Sizes(vocab=32, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, ff=32, qk_norm=True)
 AXES = {name: spec.axes for name, spec in describe(SIZES).items()}
 SHAPE = BatchSettings(rows=8, lengths=(16,))
 GRPO = LossSettings()
@@ -113,6 +114,8 @@ def test_temperature_is_data(weights, drawn):
     assert stats["update/mismatch_max"] < 1e-5
     _, stats = once(weights, hot, temperature=1.0)
     assert stats["update/mismatch_max"] > 1e-2
+    _, stats = once(weights, drawn, temperature=0.0)  # greedy: drawn from the untempered distribution
+    assert stats["update/mismatch_max"] < 1e-5
 
 
 def test_only_the_policys_tokens_carry_loss(weights, drawn):
@@ -184,21 +187,16 @@ def test_no_program_is_added_by_more_micro_batches_or_other_numbers(weights, dra
 
 @pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_one_and_eight_devices_agree(weights, drawn, name):
-    mesh = Mesh(np.asarray(jax.devices()).reshape(4, 2), ("data", "fsdp"))
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    spread = {
-        key: NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == "width" else None for axis in axes)))
-        for key, axes in AXES.items()
-    }
-    placed = {key: jax.device_put(weight, spread[key]) for key, weight in weights.items()}
+    mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
+    placed = place_weights(weights, describe(SIZES), mesh)
     state = begin(placed, optimizer(name=name))
     update = make_update(FORWARD, GRPO, optimizer(name=name), state)
-    many, found = update(state, [jax.device_put(batch, rows) for batch in drawn], reference_weights=placed)
+    many, found = update(state, [place_rows(batch, mesh) for batch in drawn], reference_weights=placed)
     alone, stats = updater(GRPO, 1, name=name)(begin(weights, optimizer(name=name)), drawn, reference_weights=weights)
     assert differs(alone.weights, jax.device_get(many.weights)) < 1e-5
     assert found == pytest.approx(stats, abs=1e-5)
     for key, weight in many.weights.items():
-        assert weight.sharding.is_equivalent_to(spread[key], weight.ndim)
+        assert weight.sharding.is_equivalent_to(placed[key].sharding, weight.ndim)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(weights, drawn):
