@@ -54,7 +54,7 @@ def draw(world: LittleWorld, count: int, *, hops: Sequence[int] = (1, 2, 3), see
         kind, first = relations[tried % len(relations)]
         puzzle = _puzzle(world, rng.choice(world.by_kind[kind]), first, wanted, rng)
         if puzzle is not None:
-            puzzles.setdefault(puzzle.question.text, puzzle)
+            puzzles.setdefault(puzzle.question.id, puzzle)
     return list(puzzles.values())
 
 

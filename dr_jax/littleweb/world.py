@@ -225,7 +225,7 @@ class WorldSettings:
         seed: decides everything in it.
         entities: how many there are; a few per kind are needed.
         split: worlds of different splits share no name.
-        namesakes: share of entities that bear the name of one of another kind.
+        namesakes: share of entities that are given the name of one of another kind; a few more meet by chance.
     """
 
     seed: int = 0
@@ -324,7 +324,7 @@ def _entities(settings: WorldSettings, rng: random.Random) -> list[Entity]:
         name = draw(rng, settings.split)
         if entities and rng.random() < settings.namesakes:
             name = rng.choice(entities).name
-        while kind in kinds_of[name] or len(kinds_of[name]) > 1 or (kinds_of[name] and rng.random() > settings.namesakes):
+        while kind in kinds_of[name] or len(kinds_of[name]) > 1:
             name = draw(rng, settings.split)
         kinds_of[name].add(kind)
         entities.append(Entity(index, kind, name, alias=_alias(name, rng)))
