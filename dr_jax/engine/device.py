@@ -1,0 +1,157 @@
+"""Carry plans to the device and results back: the only place of the engine where host memory meets device memory.
+
+In:    a plan of the scheduler, the weights of the moment
+Out:   drawn ids and log-probabilities as Python numbers
+Holds: one call moves a few small arrays; the pools stay where they are and are updated in place
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from dr_jax.base.errors import CheckpointError
+from dr_jax.engine.pages import SCRATCH
+from dr_jax.engine.request import Request
+from dr_jax.engine.runner import COPIES, DecodeRows, PrefillRows, Programs
+from dr_jax.engine.sample import Draws
+from dr_jax.engine.scheduler import Decode, Prefill
+from dr_jax.engine.settings import EngineSettings
+from dr_jax.model.decoder import Weights
+from dr_jax.model.sizes import Sizes
+
+STOPS = 8  # stop ids that one request can have
+
+
+class Device:
+    """Weights, pools and programs.
+
+    Args:
+        weights: by name.
+        sizes: of the model.
+        settings: capacities.
+        mesh: None means where the weights lie.
+        version: of the weights.
+    """
+
+    def __init__(self, weights: Weights, sizes: Sizes, settings: EngineSettings, mesh: Mesh | None, version: int) -> None:
+        home = next(iter(weights.values())).sharding
+        if mesh is None and isinstance(home, NamedSharding):
+            mesh = home.mesh
+        everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else SingleDeviceSharding(min(home.device_set, key=id))
+        self.settings, self.version = settings, version
+        self._places = {
+            name: weight.sharding if mesh and weight.sharding.device_set == everywhere.device_set else everywhere
+            for name, weight in weights.items()
+        }
+        self._forms = {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
+        self.weights = self.fitted(weights)
+        self._programs = Programs(
+            sizes,
+            tokens_per_call=settings.tokens_per_call,
+            block=settings.block or _block(settings, everywhere),
+            everywhere=everywhere,
+        )
+        self._pools = self._programs.empty_pools(settings.page_count, settings.page_size, settings.dtype)
+
+    def fitted(self, weights: Weights) -> Weights:
+        """Return weights where the programs expect them; no copy where they lie there already.
+
+        Raises:
+            CheckpointError: names, shapes or dtypes differ.
+        """
+        forms = {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
+        if forms != self._forms:
+            name = next(name for name in sorted({*forms, *self._forms}) if forms.get(name) != self._forms.get(name))
+            raise CheckpointError(
+                f"The engine was given weights whose {name} is {forms.get(name, 'missing')}",
+                needed=f"{self._forms.get(name, 'no such weight')}, as at the start",
+            )
+        return jax.device_put(dict(weights), self._places)
+
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy pages, in order."""
+        for start in range(0, len(copies), COPIES):
+            pages_N2 = np.zeros((COPIES, 2), np.int32)  # scratch to scratch where there is nothing to copy
+            some = copies[start : start + COPIES]
+            pages_N2[: len(some)] = some
+            self._pools = self._programs.copy(self._pools, self._programs.place(pages_N2))
+
+    def prefill(self, work: Prefill) -> list[tuple[int, float]]:
+        """Compute the stretches; return what was drawn after each, meaningful for a request's last stretch only."""
+        rows = self._prefill_rows(work)
+        self._pools, ids_B, logprobs_B = self._programs.prefill(self.weights, self._pools, self._programs.place(rows))
+        ids, logprobs = jax.device_get((ids_B, logprobs_B))
+        count = len(work.stretches)
+        return list(zip(ids[:count].tolist(), logprobs[:count].tolist(), strict=True))
+
+    def decode(self, work: Decode) -> list[tuple[list[int], list[float]]]:
+        """Draw; return ids and log-probabilities of each request."""
+        rows = self._decode_rows(work)
+        self._pools, drawn = self._programs.decode(self.weights, self._pools, self._programs.place(rows))
+        ids, logprobs, counts = jax.device_get(drawn)
+        return [
+            (ids[row, :count].tolist(), logprobs[row, :count].tolist())
+            for row, count in enumerate(counts[: len(work.requests)].tolist())
+        ]
+
+    def warm_up(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Run every program once with nothing to do."""
+        calls: list[tuple[str, Callable[[], object]]] = [("copy", partial(self.copy, [(SCRATCH, SCRATCH)]))]
+        for rows in self.settings.prefill_rows:
+            calls.append((f"prefill {rows}x{self.settings.prefill_width}", partial(self.prefill, Prefill((), rows))))
+        calls.append((f"decode {self.settings.slots}x{self.settings.tokens_per_call}", partial(self.decode, Decode(()))))
+        for number, (name, call) in enumerate(calls):
+            if progress is not None:
+                progress(name, number, len(calls))
+            call()
+        if progress is not None:
+            progress("ready", len(calls), len(calls))
+
+    def _prefill_rows(self, work: Prefill) -> PrefillRows:
+        count, width = work.rows, self.settings.prefill_width
+        ids, starts, counts = np.zeros((count, width), np.int32), np.zeros(count, np.int32), np.zeros(count, np.int32)
+        for row, stretch in enumerate(work.stretches):
+            new = stretch.request.ids[stretch.start : stretch.stop]
+            ids[row, : len(new)] = new
+            starts[row], counts[row] = stretch.start, len(new)
+        requests = [stretch.request for stretch in work.stretches]
+        return PrefillRows(ids, starts, counts, self._tables(requests, count), _draws(requests, count))
+
+    def _decode_rows(self, work: Decode) -> DecodeRows:
+        count, most = self.settings.slots, self.settings.tokens_per_call
+        ids, lengths, lefts = np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros(count, np.int32)
+        stops = np.full((count, STOPS), -1, np.int32)
+        for row, request in enumerate(work.requests):
+            ids[row], lengths[row], lefts[row] = request.ids[-1], request.cached, min(request.left, most)
+            stops[row, : len(request.sampling.stop_ids)] = request.sampling.stop_ids
+        return DecodeRows(ids, lengths, lefts, stops, self._tables(work.requests, count), _draws(work.requests, count))
+
+    def _tables(self, requests: Sequence[Request], count: int) -> np.ndarray:
+        tables_BX = np.zeros((count, self.settings.pages_per_request), np.int32)
+        for row, request in enumerate(requests):
+            assert request.lease is not None
+            pages = request.lease.pages
+            tables_BX[row, : len(pages)] = pages
+        return tables_BX
+
+
+def _draws(requests: Sequence[Request], count: int) -> Draws:
+    keys, indices, ks = np.zeros((count, 2), np.uint32), np.zeros(count, np.int32), np.zeros(count, np.int32)
+    temperatures, ps = np.zeros(count, np.float32), np.ones(count, np.float32)
+    for row, request in enumerate(requests):
+        how = request.sampling
+        keys[row], indices[row] = request.key, request.drawn
+        temperatures[row], ps[row], ks[row] = how.temperature, how.top_p, how.top_k
+    return Draws(keys, indices, temperatures, ps, ks)
+
+
+def _block(settings: EngineSettings, everywhere: jax.sharding.Sharding) -> int:
+    # On a CPU a block of keys should stay in its cache; elsewhere each block costs kernel launches.
+    platform = next(iter(everywhere.device_set)).platform
+    pages = max((128 if platform == "cpu" else 512) // settings.page_size, 1)
+    return min(pages, settings.pages_per_request) * settings.page_size

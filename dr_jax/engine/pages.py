@@ -1,0 +1,252 @@
+"""Share pages of keys and values between requests: who holds a page, what it contains, which one is given up next.
+
+In:    ids of a request, and how many tokens it will write
+Out:   Lease: the pages that it reads and writes, and the copies that must be made before
+Holds: a page is free, or it belongs to one node of the tree; a full page is never written again; a page that is still
+       being filled has one writer; what nobody holds stays in the tree, longest unused first out
+
+The tree has one node per page. The path from its root spells the ids that were computed, so the pages of a prompt, of a
+sibling's prompt and of an earlier turn are found by walking down the ids. Keys and values depend on the weights: new
+weights start a new tree, and pages of the old one serve those who hold them already and nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+SCRATCH = 0  # the page that padding writes to; it is never handed out
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One page and the ids whose keys and values it holds.
+
+    Args:
+        page: its index in the pool.
+        parent: the node of the page before; None for a root.
+        ids: what was computed into it so far, at most a page of it.
+        holders: how many leases it is part of.
+        full: children that are complete, by their ids.
+        partial: children that are not.
+    """
+
+    page: int
+    parent: Node | None
+    ids: tuple[int, ...] = ()
+    holders: int = 0
+    full: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    partial: list[Node] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """What one running request holds.
+
+    Args:
+        root: of the tree that its nodes hang in.
+        nodes: its pages in order; those after the first incomplete one are blank and not in the tree yet.
+        cached: how many tokens have their keys and values in these pages.
+    """
+
+    root: Node
+    nodes: list[Node] = field(default_factory=list)
+    cached: int = 0
+
+    @property
+    def pages(self) -> list[int]:
+        """Indices of its pages, in order of position."""
+        return [node.page for node in self.nodes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    path: list[Node]  # complete pages
+    tail: Node | None  # a page whose first `shared` tokens are wanted too
+    shared: int
+
+
+class PagePool:
+    """Every page, on the host's side: numbers only, the arrays are the runner's.
+
+    Args:
+        count: how many pages there are, the scratch page included.
+        page_size: tokens in one page.
+    """
+
+    def __init__(self, count: int, page_size: int) -> None:
+        self.count, self.page_size = count, page_size
+        self._free = list(range(count - 1, SCRATCH, -1))
+        self._root = Node(SCRATCH, None)
+        # Unheld nodes, longest unused first. A lease lets go of its deepest page first and whoever holds a page holds all
+        # pages above it, so children always come before their parents: what is taken from the front has no children.
+        self._unheld: dict[Node, None] = {}
+
+    @property
+    def available(self) -> int:
+        """How many pages can be handed out: those never used and those that nobody holds."""
+        return len(self._free) + len(self._unheld)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens one request can have when it has the pool to itself."""
+        return (self.count - 1) * self.page_size
+
+    @property
+    def held(self) -> int:
+        """How many pages leases hold."""
+        return self.count - 1 - self.available
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many of the first ids need not be computed. The last one always is: its output is what is sampled from."""
+        match = self._match(ids)
+        return len(match.path) * self.page_size + match.shared
+
+    def open(self, ids: Sequence[int], tokens: int) -> tuple[Lease, list[tuple[int, int]]] | None:
+        """Lease pages for a request, those that are known already among them.
+
+        Args:
+            ids: of the request so far.
+            tokens: how many tokens there must be room for.
+
+        Returns:
+            The lease and the copies (from page, to page) to make, in order, before anything is computed for anybody;
+            None when there are not enough pages, with nothing changed.
+        """
+        match = self._match(ids)
+        found = self._open(match, tokens)
+        if found is None and match.tail is not None:  # the page to copy from is one page too many
+            found = self._open(_Match(match.path, None, 0), tokens)
+        return found
+
+    def reserve(self, lease: Lease, tokens: int) -> bool:
+        """Make room for so many tokens in all; False when there are not enough pages, with nothing changed."""
+        missing = -(-tokens // self.page_size) - len(lease.nodes)
+        if missing > self.available:
+            return False
+        lease.nodes.extend(Node(self._take(), None, holders=1) for _ in range(missing))
+        return True
+
+    def filled(self, lease: Lease, ids: Sequence[int]) -> None:
+        """Note that keys and values of these next ids were computed into the lease's pages."""
+        self._extend(lease, tuple(ids))
+
+    def release(self, lease: Lease) -> None:
+        """Let go of every page; what they hold stays known until a page is needed."""
+        for node in reversed(lease.nodes):
+            if node.ids:
+                self._let_go(node, lease.root)
+            else:
+                self._free.append(node.page)
+        lease.nodes.clear()
+        lease.cached = 0
+
+    def forget(self) -> None:
+        """Start a new tree: the weights changed. Running leases keep their pages and share them with nobody new."""
+        for node in list(self._unheld):
+            self._drop(node)
+        self._root = Node(SCRATCH, None)
+
+    def current(self, lease: Lease) -> bool:
+        """Whether others can share what this lease computes."""
+        return lease.root is self._root
+
+    def _open(self, match: _Match, tokens: int) -> tuple[Lease, list[tuple[int, int]]] | None:
+        lease = Lease(self._root, list(match.path), len(match.path) * self.page_size)
+        copied = None
+        if match.tail is not None:
+            whole = match.shared == len(match.tail.ids) < self.page_size
+            if whole and not match.tail.holders:
+                lease.nodes.append(match.tail)  # nobody writes to it any more: go on where it ends
+                lease.cached += match.shared
+            else:
+                copied = match.tail
+        pinned = [*lease.nodes, *([copied] if copied else [])]
+        for node in pinned:
+            self._hold(node)
+        enough = self.reserve(lease, tokens)
+        if copied:
+            self._let_go(copied, lease.root)
+        if not enough:
+            self.release(lease)
+            return None
+        if copied is None:
+            return lease, []
+        copy = lease.nodes[len(match.path)]
+        self._extend(lease, copied.ids[: match.shared])
+        return lease, [(copied.page, copy.page)]
+
+    def _match(self, ids: Sequence[int]) -> _Match:
+        size, limit = self.page_size, len(ids) - 1
+        node = self._root
+        path: list[Node] = []
+        while (len(path) + 1) * size <= limit:
+            child = node.full.get(tuple(ids[len(path) * size : (len(path) + 1) * size]))
+            if child is None:
+                break
+            path.append(child)
+            node = child
+        rest = tuple(ids[len(path) * size : min((len(path) + 1) * size, limit)])
+        best, shared = None, 0
+        if rest:
+            for child in (*node.partial, *node.full.values()):
+                common = _common(child.ids, rest)
+                # Between equals one that can be taken over is better than one that must be copied.
+                if common > shared or (common == shared > 0 and not child.holders and len(child.ids) == common):
+                    best, shared = child, common
+        return _Match(path, best, shared)
+
+    def _extend(self, lease: Lease, ids: tuple[int, ...]) -> None:
+        while ids:
+            place = lease.cached // self.page_size
+            node = lease.nodes[place]
+            parent = lease.nodes[place - 1] if place else lease.root
+            if not node.ids:
+                node.parent = parent
+                parent.partial.append(node)
+            new = ids[: self.page_size - len(node.ids)]
+            node.ids += new
+            lease.cached += len(new)
+            ids = ids[len(new) :]
+            if len(node.ids) == self.page_size:
+                lease.nodes[place] = self._completed(node, parent)
+
+    def _completed(self, node: Node, parent: Node) -> Node:
+        parent.partial.remove(node)
+        twin = parent.full.setdefault(node.ids, node)
+        if twin is not node:  # somebody computed the same page meanwhile: one of the two is enough
+            self._hold(twin)
+            self._free.append(node.page)
+        return twin
+
+    def _hold(self, node: Node) -> None:
+        node.holders += 1
+        self._unheld.pop(node, None)
+
+    def _let_go(self, node: Node, root: Node) -> None:
+        node.holders -= 1
+        if not node.holders:
+            self._unheld[node] = None
+            if root is not self._root:
+                self._drop(node)
+
+    def _take(self) -> int:
+        if not self._free:
+            self._drop(next(iter(self._unheld)))
+        return self._free.pop()
+
+    def _drop(self, node: Node) -> None:
+        del self._unheld[node]
+        assert node.parent is not None
+        if node.parent.full.get(node.ids) is node:
+            del node.parent.full[node.ids]
+        else:
+            node.parent.partial.remove(node)
+        self._free.append(node.page)
+
+
+def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    for place, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return place
+    return min(len(left), len(right))
