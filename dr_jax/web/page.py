@@ -93,3 +93,12 @@ class Page:
     def __post_init__(self) -> None:
         if not self.url:
             raise ValueError("a page needs a url")
+
+
+def readable(content_type: str) -> bool:
+    """Whether a content type (lower case, without parameters) can be made a page of; an empty one is looked into."""
+    return (
+        content_type.startswith("text/")
+        or content_type in ("", "application/xhtml+xml", "application/json", "application/xml")
+        or (content_type.startswith("application/") and content_type.endswith(("+json", "+xml")))
+    )

@@ -1,0 +1,153 @@
+"""Turn the bytes of a page into what a reader wants of it. A pure function; it runs in a worker process.
+
+In:    bytes, where they came from, their content type and charset
+Out:   Page: title, main text with tables as rows, links; or WebError for what cannot be read
+Drops: navigation, cookie banners, advertising, scripts, hidden elements
+Holds: input, tree and output are bounded, so that no page costs more than some seconds and some hundred megabytes
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from urllib.parse import urljoin, urlsplit
+
+from bs4 import BeautifulSoup
+from lxml import etree
+from lxml.html import HtmlElement, HTMLParser, document_fromstring
+from trafilatura import extract as extract_main
+from trafilatura.settings import Extractor
+
+from dr_jax.web.charset import decode
+from dr_jax.web.page import Page, WebError, readable
+from dr_jax.web.visible import lines, prune, tables
+
+VERSION = 1  # part of the key under which an extraction is remembered: raise it when the output changes
+
+_MAX_CHARS = 2_000_000  # of markup
+_MAX_TEXT = 500_000
+_MAX_LINKS = 1_000
+_MAX_URL = 2_000
+_MAX_ELEMENTS = 20_000  # above, trafilatura takes seconds; the visible text is taken as it stands
+_SHORT = 1_500  # characters of visible text that leave nothing to choose from
+_LITTLE = 250  # characters below which trafilatura's answer is not trusted on a longer page
+_HTML = {"text/html", "application/xhtml+xml"}
+_UNSEEN = (
+    re.compile(  # control characters, direction marks, tags: nothing that a reader sees; joiners of scripts and emoji stay
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+    )
+)
+_NOISE = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufffd]")
+_RULE = re.compile(r"^\|?(?:\s*:?-+:?\s*\|)+\s*$")
+
+logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it warns of every page that it finds nothing in
+
+
+def extract(
+    body: bytes, url: str, content_type: str = "text/html", charset: str = "", *, truncated: bool = False
+) -> Page | WebError:
+    """Read a page.
+
+    Args:
+        body: without content encoding.
+        url: its address; links are resolved against it.
+        content_type: lower case, without parameters; "" when the server named none.
+        charset: of the Content-Type header; "" when it had none.
+        truncated: whether the body was already cut.
+    """
+    if not readable(content_type):
+        return WebError("unsupported", f"{url} is {content_type}, which is not read; only HTML, text and JSON are")
+    markup = decode(body, charset)
+    if _is_noise(markup):
+        return WebError("protocol", f"{url} sent {content_type or 'no content type'}, but it is not text")
+    truncated, markup = truncated or len(markup) > _MAX_CHARS, markup[:_MAX_CHARS]
+    if content_type in _HTML or (not content_type and _looks_like_html(markup)):
+        title, text, links = _read_html(markup, url)
+    else:
+        title, text, links = "", _seen(markup), ()
+    kept = text[:_MAX_TEXT].strip()
+    return Page(url, title, kept, links, content_type or "text/plain", truncated or len(text) > _MAX_TEXT)
+
+
+def _read_html(markup: str, url: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+    parser = HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
+    try:
+        root = document_fromstring(_seen(markup).encode(), parser=parser)
+    except etree.ParserError:  # there is nothing in it
+        return "", "", ()
+    title, links = _title(root), _links(root, url)
+    if any("depth" in error.message for error in parser.error_log):  # libxml2 dropped the rest: read it as flat text
+        return title, BeautifulSoup(markup, "lxml").get_text("\n", strip=True), links
+    return title, _main(root), links
+
+
+def _main(root: HtmlElement) -> str:
+    """Return the main text of a parsed page; the tree is used up."""
+    prune(root)
+    short = root.xpath("string-length(normalize-space(.))") <= _SHORT
+    large = root.xpath("count(//*)") > _MAX_ELEMENTS
+    main = "" if short or large else _of_trafilatura(root)
+    if len(main) < _LITTLE:
+        return "\n".join(lines(root))
+    lost = [row for table in tables(root) if not _tells(main, table) for row in table]
+    return "\n".join((main, *lost))
+
+
+def _of_trafilatura(root: HtmlElement) -> str:
+    options = Extractor(fast=True, recall=True, comments=False, tables=True)
+    found = extract_main(root, options=options) or ""
+    kept = (line for line in found.splitlines() if not _RULE.match(line))
+    return "\n".join(line.strip("| ") if line.startswith("|") else line for line in kept)
+
+
+def _tells(text: str, table: list[str]) -> bool:
+    """Whether most of the cells of a table's first rows are in the text."""
+    cells = [cell for row in table[:20] for cell in row.split(" | ")]
+    return sum(cell in text for cell in cells) * 2 > len(cells)
+
+
+def _title(root: HtmlElement) -> str:
+    for path in ("//title", "//meta[@property='og:title']/@content", "//h1"):
+        for found in root.xpath(path):
+            if title := _line(found if isinstance(found, str) else _text(found)):
+                return title[:300]
+    return ""
+
+
+def _links(root: HtmlElement, url: str) -> tuple[tuple[str, str], ...]:
+    base = next((urljoin(url, href) for href in root.xpath("//base/@href")), url)
+    found: dict[str, str] = {}
+    for anchor in root.iter("a"):
+        if len(found) == _MAX_LINKS:
+            break
+        try:
+            address = urljoin(base, (anchor.get("href") or "").strip()).partition("#")[0]
+            usable = urlsplit(address).scheme in ("http", "https") and len(address) <= _MAX_URL
+        except ValueError:  # an address that is none
+            continue
+        if usable and anchor.get("href") and address != url and not found.get(address):
+            found[address] = _line(_text(anchor))[:200]
+    return tuple((text, address) for address, text in found.items())
+
+
+def _text(node: HtmlElement) -> str:
+    return str(node.xpath("normalize-space(.)"))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _seen(text: str) -> str:
+    return _UNSEEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _looks_like_html(markup: str) -> bool:
+    start = markup[:1024].lstrip().lower()
+    return start.startswith(("<!doctype html", "<html", "<head", "<body", "<!--")) or "<title" in start
+
+
+def _is_noise(text: str) -> bool:
+    """Whether more than a twentieth of the beginning is control characters or could not be decoded."""
+    start = text[:4096]
+    return len(_NOISE.findall(start)) * 20 > len(start)

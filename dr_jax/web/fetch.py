@@ -1,0 +1,350 @@
+"""Ask one address over HTTP, within limits, again where asking again can help.
+
+In:    a URL; for `post` also a JSON payload and headers
+Out:   Fetched: the bytes, where they were found in the end, what they claim to be; or WebError
+Holds: every hop is vetted and every await has a deadline; wire bytes, content bytes, hops and headers are bounded; no
+       cookies, no proxies or credentials of the environment; `post` follows no redirect, so its headers stay where they belong
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import logging
+import random
+import re
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urljoin
+
+import aiohttp
+import stamina
+from yarl import URL
+
+from dr_jax.base.metrics import Metrics
+from dr_jax.web.guard import Guard, GuardedResolver, Lookup, RefusedAddressError
+from dr_jax.web.inflate import ACCEPTED, EncodingError, inflate
+from dr_jax.web.pace import Pace, QueueError, Slots
+from dr_jax.web.page import Kind, WebError, readable
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+_STEP = 65_536
+_ASIDE = 262_144  # encoded bytes above which they are decoded off the event loop
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
+_HEADERS = {
+    "Accept": "text/html,application/xhtml+xml;q=0.9,text/plain;q=0.8,application/json;q=0.7,*/*;q=0.1",
+    "Accept-Language": "en,*;q=0.5",
+    "Accept-Encoding": ACCEPTED,
+}
+
+logging.getLogger("stamina").setLevel(
+    logging.ERROR
+)  # it would log each retry without saying of what; `web/retries` counts them
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """Limits of one request.
+
+    Args:
+        first_byte_s: for connecting and the head of the answer.
+        total_s: for one answer, body included.
+        deadline_s: for all attempts and redirects, waiting for our own pace excepted.
+        attempts: how often an address is asked when asking again can help; a time-out is tried at most twice.
+        wait_s: before the second attempt, doubled before every further one.
+        wait_max_s: of those waits; a server's Retry-After may be longer, up to the deadline.
+        redirects: hops.
+        wire_bytes: of a body as it is sent; the rest is not read.
+        body_bytes: of a body with its encoding undone.
+        user_agent: how we introduce ourselves.
+    """
+
+    first_byte_s: float = 10.0
+    total_s: float = 30.0
+    deadline_s: float = 60.0
+    attempts: int = 3
+    wait_s: float = 0.25
+    wait_max_s: float = 5.0
+    redirects: int = 5
+    wire_bytes: int = 4 << 20
+    body_bytes: int = 8 << 20
+    user_agent: str = "Mozilla/5.0 (compatible; dr-jax)"
+
+    def __post_init__(self) -> None:
+        for name in ("first_byte_s", "total_s", "deadline_s", "attempts", "wire_bytes", "body_bytes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
+        if min(self.redirects, self.wait_s, self.wait_max_s) < 0:
+            raise ValueError("redirects, wait_s and wait_max_s cannot be negative")
+        if not self.user_agent.isprintable():
+            raise ValueError(f"user_agent {self.user_agent!r}: printable characters are needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An answer.
+
+    Args:
+        url: where it was found in the end.
+        status: of the answer; 2xx for a page.
+        content_type: lower case, without parameters; "" when none was named.
+        charset: as named by the header, lower case; "" when it was not.
+        body: with content encodings undone.
+        truncated: whether a cap cut it.
+        broken: whether the connection ended before the body did, at every attempt; what came before is kept.
+    """
+
+    url: str
+    status: int
+    content_type: str
+    charset: str
+    body: bytes = field(repr=False)
+    truncated: bool = False
+    broken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    method: Literal["GET", "POST"]
+    url: str
+    payload: object = None
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
+    slots: Slots | None = None
+
+
+class _AgainError(Exception):
+    """An attempt failed in a way that may be different next time."""
+
+    def __init__(self, error: WebError, *, after_s: float | None = None, part: Fetched | None = None) -> None:
+        super().__init__(error.message)
+        self.error, self.after_s, self.part = error, after_s, part
+
+
+class Fetcher:
+    """An HTTP client that reaches what the guard lets it, at the pace it is given. An async context manager.
+
+    Args:
+        settings: limits of one request.
+        guard: which addresses may be reached.
+        pace: how many requests at a time.
+        metrics: counts `web/fetch_n`, `web/retries`, `web/bytes`; observes `web/fetch_s`.
+        lookup: from a name to its addresses; the system's by default.
+    """
+
+    def __init__(
+        self, settings: FetchSettings, guard: Guard, pace: Pace, metrics: Metrics, lookup: Lookup | None = None
+    ) -> None:
+        self._settings, self._guard, self._pace, self._metrics = settings, guard, pace, metrics
+        self._resolver = GuardedResolver(guard, lookup)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Fetcher:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=self._resolver, ttl_dns_cache=30, limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={**_HEADERS, "User-Agent": self._settings.user_agent},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.first_byte_s),
+            trust_env=False,
+            auto_decompress=False,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+        await self._resolver.close()
+
+    async def get(self, url: str) -> Fetched | WebError:
+        """Fetch a page, following redirects."""
+        return await self._attempts(_Ask("GET", url))
+
+    async def post(self, url: str, payload: object, headers: Mapping[str, str], slots: Slots) -> Fetched | WebError:
+        """Send JSON to a service that the settings chose, and return its answer, whatever its status; follow no redirect.
+
+        Args:
+            url: of the service.
+            payload: what is sent.
+            headers: in addition to the usual ones; a key belongs here.
+            slots: the service's own limits, in place of those of pages.
+        """
+        return await self._attempts(_Ask("POST", url, payload, headers, slots))
+
+    async def _attempts(self, ask: _Ask) -> Fetched | WebError:
+        settings = self._settings
+        ends, timeouts = time.monotonic() + settings.deadline_s, 0
+
+        def again(error: Exception) -> bool | float:
+            nonlocal timeouts
+            if not isinstance(error, _AgainError):
+                return False
+            timeouts += error.error.kind == "timeout"
+            left = ends - time.monotonic()
+            if timeouts > 1 or left <= (error.after_s or 0.0):
+                return False
+            # Everyone who was sent away comes back at a time of their own.
+            return True if error.after_s is None else error.after_s + random.uniform(0, min(1.0, 0.1 * error.after_s))
+
+        waits = stamina.retry_context(
+            on=again,
+            attempts=settings.attempts,
+            timeout=settings.deadline_s,
+            wait_initial=settings.wait_s,
+            wait_max=settings.wait_max_s,
+            wait_jitter=settings.wait_s,
+        )
+        try:
+            async with asyncio.timeout(settings.deadline_s + self._pace.settings.queue_s):
+                async for attempt in waits:
+                    if attempt.num > 1:
+                        self._metrics.add("web/retries")
+                    with attempt:
+                        return await self._attempt(ask)
+        except _AgainError as error:
+            return error.part or error.error
+        except TimeoutError:
+            pass
+        return WebError("timeout", f"{ask.url} gave no answer within {settings.deadline_s:g} s")
+
+    async def _attempt(self, ask: _Ask) -> Fetched | WebError:
+        url, seen = ask.url, set[str]()
+        for _ in range(self._settings.redirects + 1):
+            vetted = self._guard.vet_url(url)
+            if isinstance(vetted, WebError):
+                return vetted if url == ask.url else WebError(vetted.kind, f"{ask.url} redirects on. {vetted.message}")
+            if vetted in seen:
+                return WebError("redirects", f"{ask.url} redirects in a circle")
+            seen.add(vetted)
+            start = time.perf_counter()
+            try:
+                async with self._slot(ask, vetted):
+                    start = time.perf_counter()
+                    self._metrics.add("web/fetch_n")
+                    found = await self._hop(ask, vetted)
+            except QueueError:
+                return WebError("busy", f"{vetted} was not asked: too many requests for its host are waiting")
+            except TimeoutError:
+                raise _AgainError(WebError("timeout", f"{vetted} did not answer in time")) from None
+            except aiohttp.ClientError as error:
+                return _explained(vetted, error)
+            finally:
+                self._metrics.observe("web/fetch_s", time.perf_counter() - start)
+            if not isinstance(found, str):
+                return found
+            url = found
+        return WebError("redirects", f"{ask.url} redirects more than {self._settings.redirects} times")
+
+    def _slot(self, ask: _Ask, url: str) -> AbstractAsyncContextManager[None]:
+        if ask.slots is not None:
+            return ask.slots.slot(self._pace.settings.queue_s)
+        host = URL(url).raw_host or ""
+        return self._pace.host(host, own=self._guard.allowed(host) is not None)
+
+    async def _hop(self, ask: _Ask, url: str) -> Fetched | WebError | str:
+        """Ask once; return what came, or where to ask next."""
+        if self._session is None:
+            raise RuntimeError("a Fetcher is used inside `async with`")
+        async with asyncio.timeout(self._settings.total_s):
+            async with asyncio.timeout(self._settings.first_byte_s):
+                response = await self._session.request(
+                    ask.method, URL(url, encoded=True), json=ask.payload, headers=ask.headers, allow_redirects=False
+                )
+            try:
+                return await self._judge(ask, url, response)
+            finally:
+                response.close()  # after the whole body this does nothing, and the connection stays in the pool
+
+    async def _judge(self, ask: _Ask, url: str, response: aiohttp.ClientResponse) -> Fetched | WebError | str:
+        status = response.status
+        if status in _AGAIN:
+            kind: Kind = "busy" if status == 429 else "timeout" if status == 408 else "server"
+            raise _AgainError(WebError(kind, f"{url} answered with status {status}"), after_s=_retry_after(response))
+        if ask.method == "GET" and status in _REDIRECTS and "Location" in response.headers:
+            return urljoin(url, response.headers["Location"].strip())
+        if ask.method == "GET" and not 200 <= status < 300:
+            return WebError(_kind_of(status), f"{url} answered with status {status}")
+        content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if ask.method == "GET" and not readable(content_type):
+            return WebError("unsupported", f"{url} is {content_type[:80]}, which is not read; only HTML, text and JSON are")
+        wire, over, broken = await self._read(response)
+        encoding, cap = response.headers.get("Content-Encoding", ""), self._settings.body_bytes
+        try:
+            if len(wire) > _ASIDE:
+                body, cut = await asyncio.to_thread(inflate, wire, encoding, cap)
+            else:
+                body, cut = inflate(wire, encoding, cap)
+        except EncodingError as error:
+            return WebError("protocol", f"{url} sent {error}")
+        charset = _CHARSET.search(response.headers.get("Content-Type", ""))
+        found = Fetched(
+            url, status, content_type, charset.group(1).lower() if charset else "", body, over or cut or broken, broken
+        )
+        if broken:
+            raise _AgainError(
+                WebError("unreachable", f"The connection broke off while {url} was read"), part=found if body else None
+            )
+        return found
+
+    async def _read(self, response: aiohttp.ClientResponse) -> tuple[bytes, bool, bool]:
+        """Return the body as sent, whether it passes the cap, and whether the connection ended before it did."""
+        kept, size, cap = [], 0, self._settings.wire_bytes
+        try:
+            while size <= cap and (chunk := await response.content.read(_STEP)):
+                kept.append(chunk)
+                size += len(chunk)
+        except aiohttp.ServerTimeoutError:
+            raise
+        except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionError):
+            return b"".join(kept)[:cap], False, True
+        finally:
+            self._metrics.add("web/bytes", size)
+        return b"".join(kept)[:cap], size > cap, False
+
+
+def _kind_of(status: int) -> Kind:
+    match status:
+        case 404 | 410:
+            return "not_found"
+        case 401 | 402 | 403 | 407 | 451:
+            return "denied"
+        case _ if status >= 500:
+            return "server"
+        case _:
+            return "http"
+
+
+def _explained(url: str, error: aiohttp.ClientError) -> WebError:
+    """Return what a failed connection means to the asker.
+
+    Raises:
+        _AgainError: the next attempt may end otherwise.
+    """
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else None
+    match error, cause:
+        case _, RefusedAddressError():
+            return WebError("refused", f"{url} is not opened: its name leads to no public address")
+        case _, socket.gaierror(errno=socket.EAI_NONAME):
+            return WebError("unreachable", f"{url} has a host name that does not exist")
+        case aiohttp.InvalidURL(), _:
+            return WebError("bad_url", f"{url} is not an address")
+        case aiohttp.ClientConnectorCertificateError(), _:
+            return WebError("unreachable", f"{url} has a certificate that is not valid")
+        case ((aiohttp.ClientResponseError() | aiohttp.ClientPayloadError()), _):
+            return WebError("protocol", f"{url} did not answer in HTTP")
+        case _:
+            raise _AgainError(WebError("unreachable", f"{url} could not be reached")) from error
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """Seconds that a server asks us to wait (RFC 9110, 10.2.3), or None."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isdecimal() and len(text) < 10:
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,130 @@
+"""Be polite: bound how many requests are under way, to one host and to all, and how often a host is asked.
+
+In:    a host name
+Out:   a slot, for as long as a block lasts
+Holds: what is remembered of hosts is bounded; waiting for a slot has a deadline
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiolimiter import AsyncLimiter
+
+
+class QueueError(Exception):
+    """No slot became free in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaceSettings:
+    """How much is asked of the web.
+
+    Args:
+        concurrent: requests under way in all.
+        per_host: requests under way to one host.
+        per_host_per_s: requests to one host, in a second, after a burst of `per_host`.
+        searches_per_s: queries to the search provider, in a second.
+        queue_s: how long a request may wait for its turn.
+        hosts: how many hosts are remembered.
+    """
+
+    concurrent: int = 256
+    per_host: int = 4
+    per_host_per_s: float = 4.0
+    searches_per_s: float = 50.0
+    queue_s: float = 60.0
+    hosts: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("concurrent", "per_host", "per_host_per_s", "searches_per_s", "queue_s", "hosts"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
+
+
+class Slots:
+    """Gives out places at one destination: so many at a time, so many in a second.
+
+    Args:
+        at_once: places.
+        per_s: how many are given out in a second, after a burst of `burst`; None is any number.
+        burst: how many may follow each other at once.
+    """
+
+    def __init__(self, at_once: int, per_s: float | None, burst: int) -> None:
+        self._places = asyncio.Semaphore(at_once)
+        self._rate = None if per_s is None else AsyncLimiter(burst, burst / per_s)
+        self.users = 0
+
+    @asynccontextmanager
+    async def slot(self, queue_s: float) -> AsyncIterator[None]:
+        """Hold a place for as long as the block lasts.
+
+        Raises:
+            QueueError: none became free within `queue_s` seconds.
+        """
+        self.users += 1
+        try:
+            try:
+                async with asyncio.timeout(queue_s):
+                    await self._places.acquire()
+                    try:
+                        if self._rate is not None:
+                            await self._rate.acquire()
+                    except BaseException:
+                        self._places.release()
+                        raise
+            except TimeoutError:
+                raise QueueError from None
+            try:
+                yield
+            finally:
+                self._places.release()
+        finally:
+            self.users -= 1
+
+
+class Pace:
+    """Slots for every host that is asked, and for the search provider.
+
+    Args:
+        settings: the limits.
+    """
+
+    def __init__(self, settings: PaceSettings) -> None:
+        self.settings = settings
+        self._hosts: OrderedDict[str, Slots] = OrderedDict()
+        self.all = Slots(settings.concurrent, None, 1)
+        self.search = Slots(settings.concurrent, settings.searches_per_s, max(1, int(settings.searches_per_s)))
+
+    @asynccontextmanager
+    async def host(self, host: str, *, own: bool = False) -> AsyncIterator[None]:
+        """Hold a slot at a host.
+
+        Args:
+            host: its name.
+            own: whether it is a server of ours, which needs no politeness.
+
+        Raises:
+            QueueError: the host's queue is too long.
+        """
+        if own:
+            yield
+            return
+        if host not in self._hosts:
+            self._forget_one()
+            self._hosts[host] = Slots(self.settings.per_host, self.settings.per_host_per_s, self.settings.per_host)
+        self._hosts.move_to_end(host)
+        async with self._hosts[host].slot(self.settings.queue_s):
+            yield
+
+    def _forget_one(self) -> None:
+        """When as many hosts are known as may be, drop the one that was asked longest ago and that nobody waits for."""
+        if len(self._hosts) >= self.settings.hosts:
+            idle = next((host for host, slots in self._hosts.items() if not slots.users), None)
+            if idle is not None:
+                del self._hosts[idle]
