@@ -9,8 +9,9 @@ Drops: what the world wrote after the policy's last word of a trajectory: no tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any, Literal
 
 import jax
@@ -201,24 +202,22 @@ def _pieces(episode: Episode, value: float, steps: tuple[float, ...], settings: 
 
 def _piece(trajectory: Trajectory, value: float, additions: Iterator[float], weight: float) -> _Piece:
     last = max(at for at, segment in enumerate(trajectory.segments) if segment.author is Author.POLICY)
-    ids: list[int] = []
-    logprobs: list[float] = []
-    versions: list[int] = []
-    weights: list[float] = []
-    advantages: list[float] = []
-    for segment in trajectory.segments[: last + 1]:
-        policy, n = segment.author is Author.POLICY, len(segment.ids)
-        ids += segment.ids
-        logprobs += segment.logprobs if policy else (0.0,) * n
-        versions += segment.versions if policy else (-1,) * n
-        weights += (weight if policy else 0.0,) * n
-        advantages += (value + next(additions) if policy else 0.0,) * n
+    segments = trajectory.segments[: last + 1]
+    own = [segment.author is Author.POLICY for segment in segments]
+    lengths = [len(segment.ids) for segment in segments]
+    policy = np.repeat(own, lengths)
+
+    def filled(values: Iterator[Iterable[Any]], background: float, dtype: type[np.generic]) -> Any:
+        found = np.full(len(policy), background, dtype)
+        found[policy] = np.fromiter(chain.from_iterable(values), dtype, int(policy.sum()))
+        return found
+
     return _Piece(
-        np.asarray(ids, np.int32),
-        np.asarray(weights, np.float64),
-        np.asarray(logprobs, np.float32),
-        np.asarray(versions, np.int32),
-        np.asarray(advantages, np.float32),
+        ids=np.fromiter(chain.from_iterable(segment.ids for segment in segments), np.int32, len(policy)),
+        weights=policy * weight,
+        sampled_logprobs=filled((segment.logprobs for segment in segments), 0.0, np.float32),
+        versions=filled((segment.versions for segment in segments), -1, np.int32),
+        advantages=np.repeat(np.asarray([value + next(additions) if one else 0.0 for one in own], np.float32), lengths),
     )
 
 

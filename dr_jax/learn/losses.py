@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from dr_jax.learn.batch import Batch
 
@@ -38,6 +38,7 @@ class LossSettings:
         importance: `none` clips against the sampler's log-probabilities; `truncated` clips against the trainer's own at the
             start of the update and weighs each token by the truncated ratio between the two.
         importance_cap: where that weight is truncated.
+        epochs: optimizer steps per update, each over all of its tokens (PPO's epochs).
     """
 
     objective: Literal["policy", "supervised"] = "policy"
@@ -49,6 +50,7 @@ class LossSettings:
     entropy_coefficient: float = 0.001
     importance: Literal["none", "truncated"] = "none"
     importance_cap: float = 2.0
+    epochs: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_low <= 1:
@@ -61,11 +63,18 @@ class LossSettings:
             raise ValueError(f"kl_coefficient = {self.kl_coefficient}; 0 or more is needed")
         if self.importance_cap <= 0:
             raise ValueError(f"importance_cap = {self.importance_cap}; a positive number is needed")
+        if self.epochs < 1:
+            raise ValueError(f"epochs = {self.epochs}; at least 1 is needed")
 
     @property
     def needs_reference(self) -> bool:
         """Whether a frozen reference policy enters the loss."""
         return self.objective == "policy" and self.kl != "none"
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the trainer's log-probabilities at the start of an update must be kept, because it moves in several steps."""
+        return self.objective == "policy" and self.importance == "truncated" and self.epochs > 1
 
 
 def clipped_surrogate(log_ratio: PerToken, advantages: PerToken, *, low: float, high: float, dual: float = 0.0) -> PerToken:
@@ -85,7 +94,8 @@ def kl_estimate(log_ratio: PerToken, kind: Literal["k1", "k2", "k3"]) -> PerToke
     """Estimate KL(policy || reference) from tokens of the policy; `log_ratio` is log policy - log reference.
 
     k1 = log r is unbiased and noisy, k2 = (log r)² / 2 is biased and calm, k3 = exp(-log r) - 1 + log r is unbiased and
-    never negative. Schulman, "Approximating KL divergence" (2020); GRPO uses k3: arXiv 2402.03300, equation 4.
+    never negative. As a loss k1 pushes nowhere on average, and k2 has the gradient of the exact divergence on-policy.
+    Schulman, "Approximating KL divergence" (2020); GRPO uses k3: arXiv 2402.03300, equation 4.
     """
     match kind:
         case "k1":
@@ -104,9 +114,7 @@ def truncated_importance(log_ratio: PerToken, cap: float) -> PerToken:
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio), cap))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(NamedTuple):
     """Sums and maxima over trained tokens, from which the metrics of an update are made."""
 
     sums: dict[str, Float[Array, ""]]
@@ -134,7 +142,7 @@ def loss(
         reference_BT: log-probabilities under the reference policy, needed when `settings.needs_reference`.
         proximal_BT: log-probabilities at the start of the update; None means that the update starts here.
     """
-    trained, tally = batch.trained, dict[str, PerToken]()
+    trained, tally = batch.trained, dict[str, Shaped[Array, "B T"]]()
     logprobs_BT, entropy_BT = jnp.where(trained, logprobs_BT, 0.0), jnp.where(trained, entropy_BT, 0.0)
     if settings.objective == "supervised":
         per_token = -logprobs_BT
@@ -150,21 +158,18 @@ def loss(
         tally["kl"] = divergence
     if settings.objective == "policy" and settings.entropy_coefficient:
         per_token = per_token - settings.entropy_coefficient * entropy_BT
-    share = jnp.sum(batch.weights * per_token)
-    tally |= {
-        "loss": batch.weights * per_token,
-        "entropy": entropy_BT,
-        "logprob": logprobs_BT,
-        "tokens": jnp.ones_like(entropy_BT),
-    }
-    return share, _tally(jax.lax.stop_gradient(tally), jax.lax.stop_gradient(logprobs_BT), batch, version)
+    weighted = batch.weights * per_token
+    tally |= {"loss": weighted, "entropy": entropy_BT, "logprob": logprobs_BT, "tokens": jnp.ones_like(entropy_BT)}
+    drawn_now = trained & (batch.versions == version) & (settings.objective == "policy")
+    gap = jnp.where(drawn_now, jnp.abs(logprobs_BT - batch.sampled_logprobs), 0.0)
+    return jnp.sum(weighted), jax.lax.stop_gradient(_tally(tally, trained, drawn_now, gap))
 
 
 def _policy(
     logprobs_BT: PerToken, batch: Batch, settings: LossSettings, proximal_BT: PerToken | None
-) -> tuple[PerToken, dict[str, PerToken]]:
+) -> tuple[PerToken, dict[str, Shaped[Array, "B T"]]]:
     trained = batch.trained
-    tally: dict[str, PerToken] = {}
+    tally: dict[str, Shaped[Array, "B T"]] = {}
     if settings.importance == "truncated":
         start_BT = jax.lax.stop_gradient(logprobs_BT if proximal_BT is None else proximal_BT)
         weight = truncated_importance(_log_ratio(start_BT, batch.sampled_logprobs, trained), settings.importance_cap)
@@ -190,14 +195,14 @@ def _log_ratio(above_BT: PerToken, below_BT: PerToken, trained: Bool[Array, "B T
     return jnp.clip(jnp.where(trained, above_BT - below_BT, 0.0), -_FAR, _FAR)
 
 
-def _tally(per_token: dict[str, PerToken], logprobs_BT: PerToken, batch: Batch, version: Int[Array, ""] | int) -> Tally:
-    on_policy = batch.trained & (batch.versions == version)
-    gap = jnp.where(on_policy, jnp.abs(logprobs_BT - batch.sampled_logprobs), 0.0)
-    sums = {name: jnp.sum(jnp.where(batch.trained, value.astype(jnp.float32), 0.0)) for name, value in per_token.items()}
-    sums |= {"mismatch": jnp.sum(gap), "on_policy": jnp.sum(on_policy.astype(jnp.float32))}
+def _tally(
+    per_token: dict[str, Shaped[Array, "B T"]], trained: Bool[Array, "B T"], drawn_now: Bool[Array, "B T"], gap: PerToken
+) -> Tally:
+    sums = {name: jnp.sum(jnp.where(trained, value.astype(jnp.float32), 0.0)) for name, value in per_token.items()}
+    sums |= {"mismatch": jnp.sum(gap), "on_policy": jnp.sum(drawn_now.astype(jnp.float32))}
     maxima = {"mismatch": jnp.max(gap)}
     if "ratio" in per_token:
-        maxima["ratio"] = jnp.max(jnp.where(batch.trained, per_token["ratio"], 0.0))
+        maxima["ratio"] = jnp.max(jnp.where(trained, per_token["ratio"], 0.0))
     return Tally(sums, maxima)
 
 

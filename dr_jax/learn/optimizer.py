@@ -91,7 +91,7 @@ def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(settings: OptimizerSettings, axes: Axes, *, steps: int) -> optax.GradientTransformation:
-    """Build the optimizer for weights with these logical axes, as `model.decoder.describe` tells them.
+    """Build the optimizer for weights with these logical axes, as `model.decoder.describe` tells them, and a run's steps.
 
     AdamW: Loshchilov and Hutter, arXiv 1711.05101. Muon: Jordan et al., "Muon" (2024); its step is scaled by
     rms sqrt(max(rows, columns)) so that it is as large as Adam's: Liu et al., arXiv 2502.16982, section 2.2.

@@ -150,8 +150,6 @@ def make_update(
     loss: LossSettings,
     optimizer: optax.GradientTransformation,
     state: State,
-    *,
-    epochs: int = 1,
 ) -> Update:
     """Compile the update.
 
@@ -160,13 +158,9 @@ def make_update(
         loss: the objective.
         optimizer: what turns a gradient into a step; it clips the gradient where that is wanted.
         state: an example of the states to come: sums of gradients lie where its weights lie.
-        epochs: optimizer steps per update, each over all micro-batches (PPO epochs).
     """
-    if epochs < 1:
-        raise ValueError(f"epochs = {epochs}; at least 1 is needed")
     programs = _Programs(forward, loss, optimizer, state)
     score = make_score(forward)
-    recomputed = loss.objective == "policy" and loss.importance == "truncated" and epochs > 1
 
     def update(
         state: State, batches: Sequence[Batch], *, temperature: float = 1.0, reference_weights: Weights | None = None
@@ -181,10 +175,10 @@ def make_update(
 
         with _mesh_of(state.weights):
             references = scored(reference_weights if loss.needs_reference else None)
-            proximals = scored(state.weights if recomputed else None)
+            proximals = scored(state.weights if loss.needs_start else None)
             weights, moments = state.weights, state.optimizer
             passes: list[dict[str, float]] = []
-            for _ in range(epochs):
+            for _ in range(loss.epochs):
                 gradient, tallies = programs.nothing(weights), []
                 for batch, reference_BT, proximal_BT in zip(batches, references, proximals, strict=True):
                     gradient, tally = programs.add(

@@ -1,11 +1,12 @@
 """Micro-batches to better weights, with a real, tiny decoder."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ SIZES = Sizes(vocab=32, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, ff=
 AXES = {name: spec.axes for name, spec in describe(SIZES).items()}
 SHAPE = BatchSettings(rows=8, lengths=(16,))
 GRPO = LossSettings()
-TRUNCATED = LossSettings(kl="none", entropy_coefficient=0.0, importance="truncated", importance_cap=1.5)
+TRUNCATED = LossSettings(kl="none", entropy_coefficient=0.0, importance="truncated", importance_cap=1.5, epochs=8)
 FORWARD = through(SIZES)
 SCORE = make_score(FORWARD)
 
@@ -38,16 +39,19 @@ def optimizer(**how):
 
 
 @cache
-def updater(loss, epochs, **how):
+def updater(loss, **how):
     """One compiled update for all tests that share its settings."""
-    return make_update(
-        FORWARD, loss, optimizer(**how), begin(initial(SIZES, jax.random.key(0)), optimizer(**how)), epochs=epochs
-    )
+    return make_update(FORWARD, loss, optimizer(**how), begin(fresh(), optimizer(**how)))
+
+
+@cache
+def fresh():
+    return jax.jit(partial(initial, SIZES))(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return initial(SIZES, jax.random.key(0))
+    return fresh()
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,8 @@ def sampled(weights, batch, temperature=1.0):
     return dataclasses.replace(batch, sampled_logprobs=logprobs.astype(np.float32))
 
 
-def once(weights, batches, loss=GRPO, temperature=1.0, epochs=1):
-    update, state = updater(loss, epochs), begin(weights, optimizer())
+def once(weights, batches, loss=GRPO, temperature=1.0):
+    update, state = updater(loss), begin(weights, optimizer())
     return update(state, batches, temperature=temperature, reference_weights=weights)
 
 
@@ -174,7 +178,7 @@ def test_accumulation_over_any_split_equals_one_batch(weights, drawn, whole, dat
 
 
 def test_no_program_is_added_by_more_micro_batches_or_other_numbers(weights, drawn, whole):
-    update, compiled = updater(GRPO, 1), []
+    update, compiled = updater(GRPO), []
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
     try:
         state = begin(weights, optimizer(), step=5)
@@ -192,11 +196,15 @@ def test_one_and_eight_devices_agree(weights, drawn, name):
     state = begin(placed, optimizer(name=name))
     update = make_update(FORWARD, GRPO, optimizer(name=name), state)
     many, found = update(state, [place_rows(batch, mesh) for batch in drawn], reference_weights=placed)
-    alone, stats = updater(GRPO, 1, name=name)(begin(weights, optimizer(name=name)), drawn, reference_weights=weights)
+    alone, stats = updater(GRPO, name=name)(begin(weights, optimizer(name=name)), drawn, reference_weights=weights)
     assert differs(alone.weights, jax.device_get(many.weights)) < 1e-5
     assert found == pytest.approx(stats, abs=1e-5)
     for key, weight in many.weights.items():
         assert weight.sharding.is_equivalent_to(placed[key].sharding, weight.ndim)
+    for moments in optax.tree.get_all_with_path(many.optimizer, "mu"):
+        for key, moment in moments[1].items():
+            if hasattr(moment, "sharding"):  # muon and Adam leave each other's out
+                assert moment.sharding.is_equivalent_to(placed[key].sharding, moment.ndim)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(weights, drawn):
@@ -211,7 +219,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(weights, drawn):
 def test_several_epochs_clip_against_the_start_of_the_update(weights, drawn):
     """Tokens drawn e times too rarely weigh e, cut at 1.5, in every pass; the ratio starts at one and moves."""
     stale = [dataclasses.replace(batch, sampled_logprobs=batch.sampled_logprobs - 1) for batch in drawn]
-    _, stats = once(weights, stale, TRUNCATED, epochs=8)
+    _, stats = once(weights, stale, TRUNCATED)
     assert stats["update/importance_mean"] == pytest.approx(1.5, rel=1e-5)
     assert stats["update/mismatch_mean"] == pytest.approx(1, abs=1e-5)  # told of the first pass
     assert stats["update/clip_high_mean"] + stats["update/clip_low_mean"] > 0  # told of the last
@@ -222,7 +230,7 @@ def test_a_reference_that_is_the_policy_diverges_nowhere(weights, drawn):
     _, stats = once(weights, drawn)
     assert stats["update/kl_mean"] == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="reference"):
-        updater(GRPO, 1)(begin(weights, optimizer()), drawn)
+        updater(GRPO)(begin(weights, optimizer()), drawn)
 
 
 def test_an_update_of_nothing_is_refused(weights):
@@ -233,19 +241,20 @@ def test_an_update_of_nothing_is_refused(weights):
 def test_learning_from_demonstrations_lowers_their_loss(weights):
     batches = pack_supervised([episode("wwpppp|pppp", first_id=3), episode("wpppwp", first_id=20)], SHAPE)
     state = begin(weights, optimizer(learning_rate=0.05))
-    update = updater(LossSettings(objective="supervised"), 1, learning_rate=0.05)
+    update = updater(LossSettings(objective="supervised"), learning_rate=0.05)
     told = []
     for _ in range(12):
         state, stats = update(state, batches)
         told.append(stats["update/loss"])
     assert told[0] == pytest.approx(np.log(32), abs=0.5)  # a fresh model knows nothing: log V
     assert told[-1] < told[0] / 3
+    assert stats["update/mismatch_max"] == 0  # nothing was sampled
 
 
 def test_rewarded_tokens_become_likelier(weights, drawn):
     state = begin(weights, optimizer())
     for _ in range(3):
-        state, _ = updater(GRPO, 1)(state, drawn, reference_weights=weights)
+        state, _ = updater(GRPO)(state, drawn, reference_weights=weights)
     gain = [np.where(batch.trained, SCORE(state.weights, batch, 1.0) - batch.sampled_logprobs, 0) for batch in drawn]
     assert sum((one * batch.advantages).sum() for one, batch in zip(gain, drawn, strict=True)) > 0
 
