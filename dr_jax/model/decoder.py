@@ -20,7 +20,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from dr_jax.model import rope
 from dr_jax.model.sizes import Sizes
-from dr_jax.sharding.rules import split_rows
+from dr_jax.sharding.rules import split
 
 Weights = dict[str, Array]
 Cache = TypeVar("Cache")
@@ -163,10 +163,11 @@ def hidden_states(
         w = {name: weight.astype(dtype) for name, weight in raw.items()}
         gathered_BTD, cache = _attention(x_BTD, w, sizes, turned, partial(attend, cache, index))
         x_BTD = x_BTD + gathered_BTD
-        return (split_rows(x_BTD + _feed_forward(x_BTD, w, sizes)), cache), None
+        return (split(x_BTD + _feed_forward(x_BTD, w, sizes), "row", None, None), cache), None
 
     body: Callable[..., Any] = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-    x_BTD = split_rows(weights["embed"].astype(dtype)[ids_BT])
+    # Activations keep their rows, so that weights move and not activations: the table is gathered before it is looked up in.
+    x_BTD = split(split(weights["embed"].astype(dtype), "vocab", None)[ids_BT], "row", None, None)
     (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), (jnp.arange(sizes.layers, dtype=jnp.int32), stacked))
     return rms_norm(x_BTD, weights["final_norm"].astype(dtype), sizes.norm_eps), cache
 

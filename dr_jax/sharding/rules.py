@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -88,18 +88,23 @@ def shardings(described: Mapping[str, Described], mesh: Mesh) -> dict[str, Named
     return {name: sharding(name, one, mesh) for name, one in described.items()}
 
 
-def split_rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
-    """Tell the compiler that the first axis is rows, split as batches are; nothing else is said about the others.
+def split(x: Shaped[Array, "*dims"], *axes: str | None) -> Shaped[Array, "*dims"]:
+    """Tell the compiler how an array inside a jitted function is split; without `jax.set_mesh` around it, do nothing.
 
-    Inside `jax.set_mesh` this keeps activations with their rows, so that weights move and not activations. Without a mesh,
-    or with rows that do not divide, it does nothing.
+    Args:
+        x: the array.
+        axes: a logical name for each of the first axes, or None for one that every device holds whole. Those that are not
+            named, and those that do not divide, are left to the compiler.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    over = RULES["row"].over
-    if mesh.empty or not set(over) <= set(mesh.axis_names) or x.shape[0] % _ways(RULES["row"], mesh):
+    if mesh.empty or not {over for axis in axes if axis for over in RULES[axis].over} <= set(mesh.axis_names):
         return x
-    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(over, *rest))
+    parts: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    for place, axis in enumerate(axes):
+        rule = RULES[axis] if axis else Rule()
+        if x.shape[place] % _ways(rule, mesh) == 0:
+            parts[place] = rule.over or None
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
 
 
 def _ways(rule: Rule, mesh: Mesh | jax.sharding.AbstractMesh) -> int:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,16 +13,18 @@ SEGMENTS = jnp.asarray([[1] * 7 + [2] * 9 + [3] + [0] * 3, [1] * 20], jnp.int32)
 REAL = (SEGMENTS > 0)[:, :, None, None].astype(jnp.float32)
 
 
-def drawn(dtype: jnp.dtype = jnp.float32) -> tuple[jax.Array, ...]:
+def drawn() -> tuple[jax.Array, ...]:
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = ((B, T, H, C), (B, T, K, C), (B, T, K, C))
-    return tuple(jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True))
+    return tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
 
 
+@partial(jax.jit, static_argnums=3)
 def blockwise(q: jax.Array, k: jax.Array, v: jax.Array, block: int) -> jax.Array:
     return segment_attention(SEGMENTS, block=block)(None, jnp.int32(0), q, k, v)[0]
 
 
+@jax.jit
 def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     place = jnp.arange(T)
     return attended(q, k, v, (place[:, None] >= place[None])[None] & (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]))
@@ -32,17 +36,17 @@ def test_two_keys_of_equal_score_share_alike() -> None:
     np.testing.assert_allclose(out[0, :, 0], [[1.0, 0.0], [0.5, 1.5]])
 
 
-@pytest.mark.parametrize("block", [1, 4, 8, 20, 64])
+@pytest.mark.parametrize("block", [3, 20, 64])
 def test_blocks_agree_with_all_scores_at_once(block: int) -> None:
     q, k, v = drawn()
     np.testing.assert_allclose(blockwise(q, k, v, block) * REAL, plain(q, k, v) * REAL, atol=1e-6)
 
 
-@pytest.mark.parametrize("block", [4, 8, 64])
+@pytest.mark.parametrize("block", [4, 64])
 def test_so_do_their_gradients(block: int) -> None:
     weight = jax.random.normal(jax.random.key(1), (B, T, H, C)) * REAL
     grads = [
-        jax.grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v) * weight), argnums=(0, 1, 2))(*drawn())
+        jax.jit(jax.grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v) * weight), argnums=(0, 1, 2)))(*drawn())
         for f in (plain, lambda q, k, v: blockwise(q, k, v, block))
     ]
     for expected, found in zip(*grads, strict=True):
@@ -67,13 +71,13 @@ def test_scores_far_from_zero_do_not_overflow() -> None:
 
 
 def test_bfloat16_stays_bfloat16() -> None:
-    q, k, v = drawn(jnp.bfloat16)
+    q, k, v = (x.astype(jnp.bfloat16) for x in drawn())
     found = blockwise(q, k, v, 8)
     assert found.dtype == jnp.bfloat16
     expected = plain(*drawn()) * REAL
     assert float(jnp.abs(found.astype(jnp.float32) * REAL - expected).max()) < 0.05
-    grads = jax.grad(lambda q, k, v: blockwise(q, k, v, 8).astype(jnp.float32).sum(), argnums=(0, 1, 2))(q, k, v)
-    assert {grad.dtype for grad in grads} == {jnp.dtype(jnp.bfloat16)}
+    grad = jax.grad(lambda q, k, v: blockwise(q, k, v, 8).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+    assert {made.dtype for made in jax.eval_shape(grad, q, k, v)} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_memory_grows_with_the_row_and_not_with_its_square() -> None:

@@ -45,7 +45,7 @@ def test_many_files(small: tuple[Sizes, Weights], tmp_path: Path) -> None:
     assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in small[1].values())
     same(hf.read(tmp_path)[1], small[1])
     (tmp_path / index["weight_map"]["lm_head.weight"]).unlink()
-    with pytest.raises(CheckpointError, match=r"names model-0000\d-of-0000\d.safetensors, which is not there"):
+    with pytest.raises(CheckpointError, match=r"names model-000\d+-of-000\d+.safetensors, which is not there"):
         hf.read(tmp_path)
 
 

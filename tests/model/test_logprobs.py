@@ -24,12 +24,12 @@ def test_even_odds() -> None:
     np.testing.assert_allclose(entropy, np.log(8.0) * np.ones((1, 3)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 20, 4096])
+@pytest.mark.parametrize("chunk", [1, 3, 4096])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunks_agree_with_all_logits_at_once(chunk: int, temperature: float) -> None:
-    found = token_logprobs(HIDDEN, HEAD, TARGETS, chunk=chunk, temperature=temperature)
+    found = jax.jit(lambda t: token_logprobs(HIDDEN, HEAD, TARGETS, chunk=chunk, temperature=t))(jnp.float32(temperature))
     for one, expected in zip(found, plain(HIDDEN, HEAD, temperature), strict=True):
-        np.testing.assert_allclose(one, expected, atol=2e-6)
+        np.testing.assert_allclose(one, expected, rtol=1e-5, atol=5e-6)
 
 
 def test_so_do_their_gradients() -> None:
@@ -38,8 +38,8 @@ def test_so_do_their_gradients() -> None:
     def total(f):
         return lambda hidden, matrix: jnp.sum((lambda lp, entropy: (lp + 0.3 * entropy) * weight)(*f(hidden, matrix)))
 
-    expected = jax.grad(total(plain), argnums=(0, 1))(HIDDEN, HEAD)
-    found = jax.grad(total(lambda h, m: token_logprobs(h, m, TARGETS, chunk=3)), argnums=(0, 1))(HIDDEN, HEAD)
+    expected = jax.jit(jax.grad(total(plain), argnums=(0, 1)))(HIDDEN, HEAD)
+    found = jax.jit(jax.grad(total(lambda h, m: token_logprobs(h, m, TARGETS, chunk=3)), argnums=(0, 1)))(HIDDEN, HEAD)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 

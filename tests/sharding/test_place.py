@@ -56,11 +56,13 @@ def test_rows_are_split_and_scalars_copied() -> None:
 
 def test_activations_keep_their_rows_inside_a_mesh_and_nothing_happens_outside() -> None:
     x = jnp.zeros((8, 6))
-    assert rules.split_rows(x) is x
+    assert rules.split(x, "row") is x
     with jax.set_mesh(make_mesh(MeshSettings(2, 2, 2))):
-        out = jax.jit(lambda x: rules.split_rows(x * 2.0))(x)
+        out = jax.jit(lambda x: rules.split(x * 2.0, "row"))(x)
         assert out.sharding.shard_shape((8, 6))[0] == 2
-        assert jax.jit(rules.split_rows)(jnp.zeros((3, 6))).shape == (3, 6)
+        whole = jax.jit(lambda x: rules.split(x, "row", None))(out)
+        assert whole.sharding.shard_shape((8, 6)) == (2, 6)
+        assert jax.jit(lambda x: rules.split(x, "row"))(jnp.zeros((3, 6))).shape == (3, 6)
 
 
 def test_one_process_agrees_with_itself() -> None:
