@@ -17,15 +17,14 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 
 from aiohttp import web
 
 from dr_jax.base.errors import UserError
 from dr_jax.littleweb.faults import Faults
-from dr_jax.littleweb.index import Index
-from dr_jax.littleweb.pages import HOSTS, Document, Pages
+from dr_jax.littleweb.pages import HOSTS, Document
 from dr_jax.littleweb.questions import draw
+from dr_jax.littleweb.shelf import Shelf
 from dr_jax.littleweb.world import LittleWorld
 
 _STYLE = (
@@ -85,14 +84,12 @@ async def serve(
 
 class _Handler:
     def __init__(self, world: LittleWorld, faults: Faults) -> None:
-        self._world, self._faults, self._pages = world, faults, Pages(world)
-        self._document = lru_cache(maxsize=8192)(self._pages.get)
-        self._index = Index(self._pages.get(host, path) for host, path in self._pages.addresses())
+        self._world, self._faults, self._shelf = world, faults, Shelf(world)
         self._asked: Counter[str] = Counter()
         self._start = time.monotonic()
 
     def close(self) -> None:
-        self._index.close()
+        self._shelf.close()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         host, path, browser = self._place(request)
@@ -100,7 +97,7 @@ class _Handler:
             return await self._search(request, browser)
         if host == "":
             return web.Response(text=self._home(), content_type="text/html")
-        document = self._document(host, path)
+        document = self._shelf.document(host, path)
         return await self._troubled(request, document.url, _response(document, browser))
 
     def _place(self, request: web.Request) -> tuple[str, str, bool]:
@@ -120,7 +117,7 @@ class _Handler:
             except (ValueError, KeyError, TypeError, AttributeError):
                 return web.json_response({"message": 'a JSON object with "q" is needed', "statusCode": 400}, status=400)
         number = min(10, max(1, int(count))) if str(count).isdigit() else 10
-        found = self._index.search(query, number)
+        found = self._shelf.search(query, number)
         if browser and request.method == "GET":
             return web.Response(text=self._results(query), content_type="text/html")
         organic = [
@@ -175,7 +172,7 @@ class _Handler:
     def _results(self, query: str) -> str:
         items = "".join(
             f"<li><a href='{_local(one.link)}'>{html.escape(one.title)}</a><br><small>{html.escape(one.snippet)}</small></li>"
-            for one in self._index.search(query)
+            for one in self._shelf.search(query, 10)
         )
         return _page(f"search: {query}", f"<h1>{html.escape(query)}</h1>{_FORM}<ol>{items or '<li>nothing</li>'}</ol>")
 

@@ -99,7 +99,7 @@ _QWEN2: dict[str, Any] = {"rope": Rope(1_000_000.0), "qkv_bias": True}
 _QWEN3: dict[str, Any] = {"rope": Rope(1_000_000.0), "qk_norm": True, "head_dim": 128, "max_context": 40_960}
 
 NAMED: dict[str, Sizes] = {
-    "tiny": Sizes(1024, 160, 4, 4, 2, 32, 480, qk_norm=True, max_context=8192),
+    "tiny": Sizes(1024, 128, 4, 4, 2, 32, 384, qk_norm=True, max_context=8192),
     "smollm2-135m": Sizes(49_152, 576, 30, 9, 3, 64, 1536, rope=Rope(100_000.0), norm_eps=1e-5, max_context=8192),
     "qwen2.5-0.5b": Sizes(151_936, 896, 24, 14, 2, 64, 4864, **_QWEN2),
     "qwen2.5-1.5b": Sizes(151_936, 1536, 28, 12, 2, 128, 8960, **_QWEN2),

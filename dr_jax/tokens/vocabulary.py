@@ -7,6 +7,7 @@ Holds: every text can be encoded (bytes are the fallback); digits stand alone, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +23,10 @@ _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+_SPECIAL = [_END, _OPEN, _CLOSE, *(f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/"))]
+_CONTROL = re.compile("|".join(map(re.escape, _SPECIAL)))
 
 
 def train(texts: Iterable[str], size: int) -> Tokenizer:
@@ -41,19 +46,23 @@ def train(texts: Iterable[str], size: int) -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    special = [_END, _OPEN, _CLOSE, *(f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/"))]
     backend.train_from_iterator(
         texts,
         trainers.BpeTrainer(
             vocab_size=size,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            special_tokens=special,
+            special_tokens=_SPECIAL,
             show_progress=False,
         ),
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=_CLOSE, pad_token=_END)
     fast.chat_template = _CHATML
     return Tokenizer(fast)
+
+
+def parts(text: str) -> list[str]:
+    """Cut a rendered conversation at its control tokens, which are not learned from text."""
+    return [part for part in _CONTROL.split(text) if part]
 
 
 def save(tokenizer: Tokenizer, directory: Path) -> None:

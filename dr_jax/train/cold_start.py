@@ -2,44 +2,54 @@
 
 In:    settings; littleweb's training worlds, one after another, none twice
 Out:   a directory in Hugging Face format with weights and tokenizer
-Holds: demonstrations are ordinary episodes over real HTTP; a diligent one that did not find what it was sent for is dropped
+Drops: demonstrations of diligence that did not find what they were sent for
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from queue import Empty, Full, Queue
 
 import jax
 
+from dr_jax.agent.prompt import system_prompt
+from dr_jax.agent.reader import make_reader
+from dr_jax.agent.world import World
 from dr_jax.base.errors import ConfigError
 from dr_jax.base.metrics import Metrics
-from dr_jax.learn.batch import Batch, BatchSettings, pack_supervised
+from dr_jax.learn.batch import Batch, pack_supervised
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import make_optimizer
 from dr_jax.learn.update import begin, make_update, through
+from dr_jax.littleweb import questions
+from dr_jax.littleweb.shelf import Shelf
+from dr_jax.littleweb.world import WorldSettings, build
 from dr_jax.model import hf
 from dr_jax.model.decoder import describe, initial
 from dr_jax.model.sizes import NAMED
-from dr_jax.rewards.match import f1
-from dr_jax.rollout.collect import each_once
+from dr_jax.rewards.match import exact_match
+from dr_jax.rollout.collect import in_order
+from dr_jax.rollout.episode import Actors, Attempt, run_episode
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.tokens.trajectory import Episode
-from dr_jax.train.demonstrate import NOT_FOUND, Manners, Researchers
-from dr_jax.train.run import make_world, opened_web
+from dr_jax.train.demonstrate import NOT_FOUND, Manners, Researchers, ShelfWeb
 from dr_jax.train.settings import Settings
 
 Progress = Callable[[int, dict[str, float]], None]
 
 _FILL = 0.85  # of a micro-batch; fuller ones often spill a row into a second, nearly empty one
+_FIRST_WORLD = 1000  # seeds from here on; those that runs are trained on lie below
+_VOCABULARY_WORLDS = 2
 
 
-async def cold_start(settings: Settings, directory: Path, *, progress: Progress) -> Path:
+def cold_start(settings: Settings, directory: Path, *, progress: Progress) -> Path:
     """Train a policy on demonstrations and write it.
 
     Args:
@@ -49,108 +59,119 @@ async def cold_start(settings: Settings, directory: Path, *, progress: Progress)
 
     Returns:
         The directory of the model.
+
+    Raises:
+        ConfigError: there are too few demonstrations for the number of updates.
     """
-    tokenizer = await _vocabulary(settings)
-    chat = Chat(tokenizer)
+    tokenizer = make_vocabulary(settings)
     sizes = dataclasses.replace(NAMED[settings.cold_start.size], vocab=tokenizer.vocab_size)
     axes = {name: spec.axes for name, spec in describe(sizes).items()}
     optimizer = make_optimizer(settings.optimizer, axes, steps=settings.steps)
     state = begin(initial(sizes, jax.random.key(settings.seed)), optimizer)
     update = make_update(through(sizes), LossSettings(objective="supervised"), optimizer, state)
     step = 0
-    async with asyncio.timeout(None):
-        async for batches, episodes in _batches(settings, chat):
-            state, numbers = await asyncio.to_thread(update, state, batches)
+    with closing(_ahead(_batches(settings, Chat(tokenizer)))) as ready:
+        for batches, episodes in ready:
+            state, numbers = update(state, batches)
             step += 1
             progress(step, numbers | {"cold_start/episodes": float(episodes)})
             if step == settings.steps:
                 break
-        else:
-            raise ConfigError(
-                f"The demonstrations ended after {step} of {settings.steps} updates",
-                needed=f"more of them than {settings.cold_start.worlds} worlds x {settings.cold_start.questions} questions give",
-                fix="raise cold_start.worlds or cold_start.passes, or lower steps",
-            )
+    if step < settings.steps:
+        raise ConfigError(
+            f"The demonstrations ended after {step} of {settings.steps} updates",
+            needed=f"more than {settings.cold_start.worlds} worlds x {settings.cold_start.questions} questions",
+            fix="raise cold_start.worlds, or lower steps",
+        )
     model = directory / "model"
-    hf.write(model, sizes, jax.device_get(state.weights))
+    hf.write(model, sizes, state.weights)
     vocabulary.save(tokenizer, model)
     return model
 
 
-async def _vocabulary(settings: Settings) -> Tokenizer:
-    """Train the tokenizer on demonstrations, which a tokenizer of bytes is enough to run."""
-    bytes_only = Chat(vocabulary.train((), 300))
-    roomy = dataclasses.replace(settings, episode=dataclasses.replace(settings.episode, tokens=1 << 20, max_new_tokens=4096))
+def make_vocabulary(settings: Settings) -> Tokenizer:
+    """Train the tokenizer on diligent demonstrations, which a tokenizer of bytes is enough to run."""
+    letters = Chat(vocabulary.train((), 300))
+    roomy = dataclasses.replace(settings.episode, tokens=1 << 20, max_new_tokens=1 << 16)
     texts: list[str] = []
-    async for episode in _demonstrations(roomy, bytes_only, world=-1, manners=Manners()):
-        texts += vocabulary.plain(bytes_only.tokenizer.decode(episode.trajectories[-1].ids))
+    for world in range(_VOCABULARY_WORLDS):
+        for episode in demonstrations(dataclasses.replace(settings, episode=roomy), letters, world, Manners()):
+            texts += vocabulary.parts(letters.tokenizer.decode(episode.trajectories[-1].ids))
     return vocabulary.train(texts, settings.cold_start.vocabulary)
 
 
-async def _batches(settings: Settings, chat: Chat) -> AsyncIterator[tuple[tuple[Batch, ...], int]]:
-    """Fill micro-batches with fresh demonstrations; the next ones are collected while this one is trained on."""
-    ready: asyncio.Queue[tuple[tuple[Batch, ...], int] | None] = asyncio.Queue(maxsize=4)
+def demonstrations(settings: Settings, chat: Chat, world: int, manners: Manners) -> Iterator[Episode]:
+    """Run one scripted episode per question of one fresh training world; yield those worth showing."""
+    here = build(WorldSettings(seed=_FIRST_WORLD + world, entities=settings.littleweb.entities))
+    puzzles = questions.draw(here, settings.cold_start.questions, hops=settings.data.hops, seed=world)
+    researchers = Researchers(chat, {one.question.id: one for one in puzzles}, manners)
+    with closing(Shelf(here)) as shelf:
+        reader = make_reader(settings.reader, chat=chat, policy=None, metrics=Metrics())
+        acting = World(ShelfWeb(shelf, results=settings.web.results), reader, settings.tools)
+        actors = Actors(researchers, chat, acting, system_prompt(settings.prompt))
+        attempt = Attempt(run=settings.seed, purpose=f"demonstration:{world}")
 
-    async def collect() -> None:
-        waiting: list[Episode] = []
-        seen = tokens = 0
-        shape = dataclasses.replace(settings.batch, lengths=settings.batch.lengths[-1:])
-        for world in range(settings.cold_start.worlds):
-            async for episode in _demonstrations(settings, chat, world=world, manners=settings.cold_start.manners):
-                waiting.append(episode)
-                seen += 1
-                tokens += len(episode.trajectories[0])
-                if tokens >= _FILL * settings.cold_start.tokens:
-                    await ready.put((pack_supervised(waiting, _shape(shape)), seen))
-                    waiting, tokens = [], 0
-        await ready.put(None)
+        async def shown(puzzle: questions.Puzzle) -> Episode:
+            return await run_episode(puzzle.question, actors, settings.episode, attempt)
 
-    task = asyncio.create_task(collect())
-    try:
-        while (item := await ready.get()) is not None:
-            yield item
-            if task.done():
-                task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _shape(batch: BatchSettings) -> BatchSettings:
-    return batch
-
-
-async def _demonstrations(settings: Settings, chat: Chat, *, world: int, manners: Manners) -> AsyncIterator[Episode]:
-    """Run one scripted episode per question of one fresh training world."""
-    seeded = dataclasses.replace(
-        settings,
-        littleweb=dataclasses.replace(settings.littleweb, train_seed=settings.littleweb.train_seed + 1000 + world),
-        data=dataclasses.replace(settings.data, questions=settings.cold_start.questions),
-        seed=settings.seed + 1000 + world,
-    )
-    metrics = Metrics()
-    async with opened_web(seeded, "train", metrics) as (web, drawn):
-        researchers = Researchers(chat, {puzzle.question.id: puzzle for puzzle in drawn}, manners)
-        acting = make_world(seeded, web, chat, None, metrics)
-        questions = {puzzle.question.id: puzzle.question for puzzle in drawn}
-        async for episode in each_once(
-            list(questions.values()), policy=researchers, chat=chat, world=acting, settings=seeded.episode, run=seeded.seed
-        ):
-            if _useful(episode, questions[episode.question_id].answers, researchers):
+        for puzzle, episode in zip(puzzles, asyncio.run(in_order(puzzles, shown, at_once=16)), strict=True):
+            right = exact_match(episode.answer or "", puzzle.question.answers) == 1.0
+            if episode.answer not in (None, NOT_FOUND) and (right or researchers.manner_of(episode, attempt) != "diligent"):
                 yield episode
 
 
-def _useful(episode: Episode, answers: tuple[str, ...], researchers: Researchers) -> bool:
-    """Keep what was done as it was meant: a diligent researcher found it, and nobody gave up for want of a page."""
-    if episode.answer is None or episode.answer == NOT_FOUND:
-        return False
-    return f1(episode.answer, answers) == 1.0 or researchers.manner_of(episode) != "diligent"
+def _batches(settings: Settings, chat: Chat) -> Iterator[tuple[tuple[Batch, ...], int]]:
+    waiting: list[Episode] = []
+    seen = tokens = 0
+    room = _FILL * settings.batch.rows * settings.batch.lengths[-1]
+    shape = dataclasses.replace(settings.batch, lengths=settings.batch.lengths[-1:])
+    for world in range(settings.cold_start.worlds):
+        for episode in demonstrations(settings, chat, world, settings.cold_start.manners):
+            waiting.append(episode)
+            seen += 1
+            tokens += len(episode.trajectories[0])
+            if tokens >= room:
+                yield pack_supervised(waiting, shape), seen
+                waiting, tokens = [], 0
 
 
-def numbers_of(settings: Settings) -> dict[str, Any]:
-    """What a person should know of a cold start before it begins."""
-    return {
-        "updates": settings.steps,
-        "tokens per update": settings.cold_start.tokens,
-        "demonstrations at most": settings.cold_start.worlds * settings.cold_start.questions,
-    }
+def _ahead(batches: Iterator[tuple[tuple[Batch, ...], int]]) -> Iterator[tuple[tuple[Batch, ...], int]]:
+    """Make the next batches in a thread while this one is trained on; closing it ends the thread."""
+    ready: Queue[tuple[tuple[Batch, ...], int] | BaseException | None] = Queue(maxsize=4)
+    over = threading.Event()
+
+    def put(item: tuple[tuple[Batch, ...], int] | BaseException | None) -> None:
+        while not over.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+            except Full:
+                continue
+            return
+
+    def produce() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if over.is_set():
+                    return
+            put(None)
+        # Whatever it is, it belongs to whoever waits for the next batch.
+        except BaseException as error:  # noqa: BLE001
+            put(error)
+
+    thread = threading.Thread(target=produce, name="dr_jax demonstrations", daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                item = ready.get(timeout=1.0)
+            except Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        over.set()
+        thread.join()

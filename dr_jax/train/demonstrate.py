@@ -11,10 +11,16 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dr_jax.littleweb.questions import Puzzle
+from dr_jax.littleweb.shelf import Shelf
 from dr_jax.tokens.chat import Chat
+from dr_jax.rollout.episode import Attempt
 from dr_jax.tokens.policy import RequestKey, Sampled, Sampling
+from dr_jax.tokens.trajectory import Episode
+from dr_jax.web.extract import extract
+from dr_jax.web.page import Hit, Page, WebError
 
 MANNERS = ("diligent", "guessing", "hasty")
 NOT_FOUND = "not found"
@@ -43,6 +49,32 @@ class Manners:
         return rng.choices(MANNERS, (self.diligent, self.guessing, self.hasty))[0]
 
 
+class ShelfWeb:
+    """The web of a world without the wire: its search, and its pages through the same extraction.
+
+    Demonstrations are wanted by the ten thousand; what they show is what the server would have sent.
+    """
+
+    def __init__(self, shelf: Shelf, *, results: int = 10) -> None:
+        self._shelf, self._results = shelf, results
+        self._read = lru_cache(maxsize=4096)(self._extracted)
+
+    async def search(self, query: str) -> tuple[Hit, ...] | WebError:
+        """Search the world."""
+        return tuple(Hit(one.title, one.link, one.snippet) for one in self._shelf.search(query, self._results))
+
+    async def open(self, url: str) -> Page | WebError:
+        """Open one of its pages."""
+        return self._read(url)
+
+    def _extracted(self, url: str) -> Page | WebError:
+        document = self._shelf.open(url)
+        if document.status != 200:
+            return WebError("not_found", f"{url} does not exist")
+        content_type, _, charset = document.content_type.partition("; charset=")
+        return extract(document.body, url, content_type, charset)
+
+
 class Researchers:
     """Implements `Policy` for littleweb questions by following each puzzle's steps in some manner.
 
@@ -66,15 +98,18 @@ class Researchers:
         ids = (*self._chat.tokenizer.markup(text), self._chat.stop_ids[0])
         return Sampled(ids, (0.0,) * len(ids), (0,) * len(ids), "stop")
 
-    def manner(self, key: RequestKey) -> str:
-        """The manner of this episode: a function of its key."""
-        return self._manners.draw(random.Random(f"{key.run}/{key.question}/{key.sibling}"))
+    def manner_of(self, episode: Episode, attempt: Attempt) -> str:
+        """The manner in which an episode was done."""
+        return self._manner(RequestKey(attempt.run, episode.question_id, attempt.sibling, 0, attempt.purpose))
+
+    def _manner(self, key: RequestKey) -> str:
+        return self._manners.draw(random.Random(f"{key.run}/{key.question}/{key.sibling}/{key.purpose}"))
 
     def _turn(self, puzzle: Puzzle, key: RequestKey, seen: str) -> str:
         hop, opening = divmod(key.turn, 2)
-        rng = random.Random(f"{key.run}/{key.question}/{key.sibling}/stop")
+        rng = random.Random(f"{key.run}/{key.question}/{key.sibling}/{key.purpose}/stop")
         stop_after = {"diligent": 2 * len(puzzle.steps), "guessing": 0, "hasty": rng.randrange(1, 2 * len(puzzle.steps))}[
-            self.manner(key)
+            self._manner(key)
         ]
         latest = seen[seen.rfind("<|im_start|>tool") :]
         if key.turn and not opening and hop <= len(puzzle.steps) and puzzle.steps[hop - 1].value not in latest:
@@ -92,9 +127,9 @@ class Researchers:
 
     def _ending(self, puzzle: Puzzle, key: RequestKey, rng: random.Random) -> str:
         last = puzzle.steps[-1]
-        if self.manner(key) == "diligent":
+        if self._manner(key) == "diligent":
             return _answer(f"{last.relation_words}: {last.value}", last.value)
-        if self.manner(key) == "hasty" and key.turn >= 2:
+        if self._manner(key) == "hasty" and key.turn >= 2:
             reached = puzzle.steps[(key.turn - 2) // 2]
             return _answer(f"{reached.relation_words}: {reached.value}", reached.value)
         guess = rng.choice(self._guesses[last.relation])

@@ -83,25 +83,6 @@ def in_dtype(weights: Weights, dtype: str) -> Weights:
     return {name: jnp.array(weight, dtype=jnp.dtype(dtype), copy=True) for name, weight in weights.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Learner:
-    """What turns groups into new weights."""
-
-    state: State
-    update: Update
-    reference: Weights | None
-
-
-def make_learner(settings: Settings, actor: Actor) -> Learner:
-    """Build optimizer, state and update for the actor's weights."""
-    axes = {name: spec.axes for name, spec in describe(actor.sizes).items()}
-    optimizer = optimizers.make_optimizer(settings.optimizer, axes, steps=settings.steps)
-    state = begin(actor.weights, optimizer)
-    forward = through(actor.sizes, remat=settings.remat, compute_dtype=jnp.dtype(settings.model.dtype))
-    update = make_update(forward, settings.loss, optimizer, state)
-    return Learner(state, update, actor.weights if settings.loss.needs_reference else None)
-
-
 @asynccontextmanager
 async def opened_web(settings: Settings, split: str, metrics: Metrics) -> AsyncIterator[tuple[Web, tuple[puzzles.Puzzle, ...]]]:
     """Open the web that a config names; with littleweb, build its world of this split, serve it, and draw its questions."""
@@ -152,11 +133,6 @@ def eval_questions(settings: Settings, drawn: Sequence[puzzles.Puzzle], *, alone
     return [puzzle.question for puzzle in drawn][: settings.eval.questions]
 
 
-def refuse_overlap(train: Sequence[Question], held_out: Sequence[Question]) -> None:
-    """Stop a run whose evaluation asks what it is trained on."""
-    holdout.refuse_overlap(train, held_out)
-
-
 def run_directory(settings: Settings, *, resume: bool) -> Path:
     """Return the run's directory; a finished or broken run of the same name is moved aside, never overwritten.
 
@@ -183,8 +159,3 @@ def compile_cache() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "dr_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def with_steps(settings: Settings, steps: int) -> Settings:
-    """Return the settings with another number of updates."""
-    return dataclasses.replace(settings, steps=steps)

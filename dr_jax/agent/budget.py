@@ -1,0 +1,27 @@
+"""How much an episode may use. Running out is an ending, not an exception."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Budget:
+    """What is left of one episode.
+
+    Args:
+        turns: generations that may still call tools; the one after the last of them must answer.
+        tokens: ids that a trajectory may have.
+    """
+
+    turns: int
+    tokens: int
+
+    def for_generation(self, used: int, most: int) -> int:
+        """Return how many ids the next generation may draw; 0 when there is no room for any.
+
+        Args:
+            used: ids of the trajectory so far.
+            most: of one generation.
+        """
+        return max(0, min(most, self.tokens - used))

@@ -1,0 +1,79 @@
+"""What the policy is told before it starts.
+
+In:    settings, a question
+Out:   the system prompt and the user's message; the date is a setting, so that prompts can be made again
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SCHEMAS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "web_search",
+            "description": "Search the web. Returns, for each query, titles, addresses and short summaries of pages.",
+            "parameters": {
+                "type": "object",
+                "properties": {"query": {"type": "array", "items": {"type": "string"}, "description": "Up to 3 queries."}},
+                "required": ["query"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "browse_webpage",
+            "description": "Read pages that a search has found. Returns what they say about the question.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "url_list": {"type": "array", "items": {"type": "string"}, "description": "Addresses from search results."}
+                },
+                "required": ["url_list"],
+            },
+        },
+    },
+)
+
+_FULL = """\
+You research questions on the web until you are sure of the answer. Today is {date}.
+
+You have two tools. Their signatures are in the <tools> tags:
+<tools>
+{schemas}
+</tools>
+
+Every message of yours has one of two forms and nothing else:
+<think>your reasoning</think><tool_call>{{"name": a tool's name, "arguments": {{its arguments}}}}</tool_call>
+<think>your reasoning</think><answer>the answer</answer>
+
+The question needs deep research: search, open pages, check, and search again before you answer. The answer holds the final words
+only, without explanation; a yes-or-no question is answered by yes or no."""
+
+_BRIEF = "Research, then answer: web_search, browse_webpage, or answer."
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """What the policy is told.
+
+    Args:
+        style: `full` as in the paper, with schemas; `brief` for small policies that were trained on the form.
+        date: today's date in the prompt; "" takes the day on which the run starts.
+    """
+
+    style: Literal["full", "brief"] = "full"
+    date: str = ""
+
+
+def system_prompt(settings: PromptSettings) -> str:
+    """Write the system prompt."""
+    if settings.style == "brief":
+        return _BRIEF
+    date = settings.date or datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    return _FULL.format(date=date, schemas="\n".join(json.dumps(schema) for schema in SCHEMAS))
