@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from bs4 import BeautifulSoup
@@ -19,10 +20,8 @@ from trafilatura import extract as extract_main
 from trafilatura.settings import Extractor
 
 from dr_jax.web.charset import decode
-from dr_jax.web.page import Page, WebError, readable
+from dr_jax.web.page import Page, WebError, encoded, readable
 from dr_jax.web.visible import lines, prune, tables
-
-VERSION = 1  # part of the key under which an extraction is remembered: raise it when the output changes
 
 _MAX_CHARS = 2_000_000  # of markup
 _MAX_TEXT = 500_000
@@ -67,6 +66,11 @@ def extract(
         title, text, links = "", _seen(markup), ()
     kept = text[:_MAX_TEXT].strip()
     return Page(url, title, kept, links, content_type or "text/plain", truncated or len(text) > _MAX_TEXT)
+
+
+def work(request: dict[str, Any], body: bytes) -> dict[str, Any]:
+    """Do one task of a worker process: `extract`, with its arguments and its result as JSON can hold them."""
+    return encoded(extract(body, **request))
 
 
 def _read_html(markup: str, url: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:

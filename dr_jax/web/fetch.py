@@ -116,6 +116,10 @@ class _Ask:
     headers: Mapping[str, str] | None = field(default=None, repr=False)
     slots: Slots | None = None
 
+    @property
+    def counted(self) -> str:
+        return "fetch" if self.method == "GET" else "query"
+
 
 class _AgainError(Exception):
     """An attempt failed in a way that may be different next time."""
@@ -132,7 +136,7 @@ class Fetcher:
         settings: limits of one request.
         guard: which addresses may be reached.
         pace: how many requests at a time.
-        metrics: counts `web/fetch_n`, `web/retries`, `web/bytes`; observes `web/fetch_s`.
+        metrics: counts `web/fetch_n` (pages), `web/query_n` (searches), `web/retries`, `web/bytes`; observes seconds.
         lookup: from a name to its addresses; the system's by default.
     """
 
@@ -223,7 +227,7 @@ class Fetcher:
             try:
                 async with self._slot(ask, vetted):
                     start = time.perf_counter()
-                    self._metrics.add("web/fetch_n")
+                    self._metrics.add(f"web/{ask.counted}_n")
                     found = await self._hop(ask, vetted)
             except QueueError:
                 return WebError("busy", f"{vetted} was not asked: too many requests for its host are waiting")
@@ -232,7 +236,7 @@ class Fetcher:
             except aiohttp.ClientError as error:
                 return _explained(vetted, error)
             finally:
-                self._metrics.observe("web/fetch_s", time.perf_counter() - start)
+                self._metrics.observe(f"web/{ask.counted}_s", time.perf_counter() - start)
             if not isinstance(found, str):
                 return found
             url = found

@@ -40,6 +40,7 @@ class Once(Generic[Result]):
         self._known: OrderedDict[str, tuple[Result, int, float]] = OrderedDict()
         self._bytes = 0
         self._flights: dict[str, _Flight[Result]] = {}
+        self._tasks: set[asyncio.Task[Result]] = set()  # those that nobody waits for any more included
 
     def known(self, key: str) -> Result | None:
         """Return what is remembered under the key, if it is fresh."""
@@ -66,6 +67,8 @@ class Once(Generic[Result]):
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.create_task(self._fly(key, make), name=f"once {key[:80]}"))
+            self._tasks.add(flight.task)
+            flight.task.add_done_callback(self._landed)
         flight.waiting += 1
         try:
             await asyncio.wait({flight.task})
@@ -79,10 +82,10 @@ class Once(Generic[Result]):
 
     async def close(self) -> None:
         """Stop what is under way and forget everything."""
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.task.cancel()
-        await asyncio.gather(*(flight.task for flight in flights), return_exceptions=True)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._known.clear()
         self._bytes = 0
 
@@ -95,6 +98,11 @@ class Once(Generic[Result]):
                 del self._flights[key]
         self._remember(key, result)
         return result
+
+    def _landed(self, task: asyncio.Task[Result]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # an error that nobody waited for is nobody's
 
     def _leave(self, key: str, flight: _Flight[Result]) -> None:
         flight.task.cancel()

@@ -6,8 +6,9 @@ Holds: a failure is another type than an empty result; an empty tuple of hits me
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 Kind = Literal[
     "bad_url",  # not an absolute http or https address
@@ -26,7 +27,10 @@ Kind = Literal[
     "bad_answer",  # the search provider answered in another shape than documented
     "extract",  # the page's parser failed, took too long or too much memory
 ]
-LASTING: frozenset[Kind] = frozenset({"not_found", "denied", "http", "redirects", "unsupported"})
+LASTING: frozenset[Kind] = frozenset(
+    {"bad_url", "bad_query", "refused", "not_found", "denied", "http", "redirects", "unsupported"}
+)
+FORM = 1  # of pages as they are extracted and encoded: raise it when either changes, and remembered pages are read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +105,27 @@ def readable(content_type: str) -> bool:
         content_type.startswith("text/")
         or content_type in ("", "application/xhtml+xml", "application/json", "application/xml")
         or (content_type.startswith("application/") and content_type.endswith(("+json", "+xml")))
+    )
+
+
+def encoded(found: Page | WebError) -> dict[str, Any]:
+    """Turn a page or an error into values that JSON can hold."""
+    return asdict(found)
+
+
+def decoded(content: Mapping[str, Any]) -> Page | WebError:
+    """Undo `encoded`.
+
+    Raises:
+        KeyError, TypeError, ValueError: the content has another shape.
+    """
+    if "kind" in content:
+        return WebError(content["kind"], str(content["message"]))
+    return Page(
+        url=str(content["url"]),
+        title=str(content["title"]),
+        text=str(content["text"]),
+        links=tuple((str(text), str(url)) for text, url in content["links"]),
+        content_type=str(content["content_type"]),
+        truncated=bool(content["truncated"]),
     )

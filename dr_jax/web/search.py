@@ -28,7 +28,7 @@ class SearchAdapter(Protocol):
     """One provider of search results."""
 
     async def search(self, query: str) -> tuple[Hit, ...] | WebError:
-        """Return hits, best first, or why the query cannot be answered.
+        """Return hits, best first, or why this query (vetted by `vet_query`) cannot be answered.
 
         Raises:
             WorldDownError: the provider failed, whatever the query.
@@ -57,10 +57,7 @@ class SerperSearch:
         Raises:
             WorldDownError: the provider failed, whatever the query.
         """
-        asked = " ".join(query.split())
-        if not asked or len(asked) > _MAX_QUERY:
-            return WebError("bad_query", f"A query of {len(asked)} characters cannot be searched; 1 to {_MAX_QUERY} are needed")
-        payload = {"q": asked, "num": self._results, "gl": "us", "hl": "en"}
+        payload = {"q": query, "num": self._results, "gl": "us", "hl": "en"}
         answer = await self._fetcher.post(self._url, payload, self._headers, self._slots)
         if isinstance(answer, WebError):
             raise WorldDownError(f"Searching failed: {answer.message}")
@@ -80,6 +77,14 @@ class SerperSearch:
             return _hits(json.loads(answer.body))[: self._results]
         except (ValueError, TypeError, KeyError, RecursionError):
             return WebError("bad_answer", "The search provider's answer could not be read")
+
+
+def vet_query(query: str) -> str | WebError:
+    """Return the query as it is asked, white space collapsed, or why it cannot be."""
+    asked = " ".join(query.split())
+    if not asked or len(asked) > _MAX_QUERY:
+        return WebError("bad_query", f"A query of {len(asked)} characters cannot be searched; 1 to {_MAX_QUERY} are needed")
+    return asked
 
 
 def serper_key() -> str:

@@ -1,0 +1,257 @@
+"""The web, as the tools see it: search it, open a page of it.
+
+In:    a query, or a URL
+Out:   hits, or a page; WebError when the asker was wrong or the page is no good, which the policy is shown
+Fails: WorldDownError when the world is at fault (no search provider, no page reader): the episode ends WORLD_FAILED;
+       ReplayMiss when a tape is replayed and does not hold what was asked for
+Holds: siblings who ask the same get one request and one extraction; every await has a deadline; `close` leaves no task,
+       socket or process
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from sys import getsizeof
+from typing import Literal, TypeVar
+
+from dr_jax.base.errors import WorldDownError
+from dr_jax.base.metrics import Metrics, timed
+from dr_jax.web.fetch import Fetched, Fetcher, FetchSettings
+from dr_jax.web.guard import AllowedHost, Guard, Lookup
+from dr_jax.web.once import Once
+from dr_jax.web.pace import Pace, PaceSettings, QueueError
+from dr_jax.web.page import FORM, Hit, Page, WebError, decoded, encoded
+from dr_jax.web.search import LITTLEWEB_URL, SERPER_URL, SearchAdapter, SerperSearch, serper_key, vet_query
+from dr_jax.web.tape import Entry, Tape, TapeSettings
+from dr_jax.web.workers import Extractors, ExtractSettings
+
+_DAY_S = 86_400.0
+
+Hits = tuple[Hit, ...]
+Found = TypeVar("Found", bound="Hits | Page | WebError")
+
+
+@dataclass(frozen=True, slots=True)
+class WebSettings:
+    """The way out to the web.
+
+    Args:
+        search: the provider: `littleweb` (the embedded one, no key) or `serper` (the open web, SERPER_API_KEY).
+        results: hits that a search returns at most.
+        search_s: for one search, retries included.
+        open_s: for one page, retries and extraction included.
+        memory_mb: of pages and results kept in memory, so that siblings share them.
+        fetch: limits of one request.
+        pace: how much is asked.
+        extract: the processes that read pages.
+        tape: what is remembered on disk.
+    """
+
+    search: Literal["littleweb", "serper"] = "littleweb"
+    results: int = 10
+    search_s: float = 60.0
+    open_s: float = 120.0
+    memory_mb: int = 64
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    pace: PaceSettings = field(default_factory=PaceSettings)
+    extract: ExtractSettings = field(default_factory=ExtractSettings)
+    tape: TapeSettings = field(default_factory=TapeSettings)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.results <= 100:
+            raise ValueError(f"results is {self.results}; 1 to 100 are needed")
+        for name in ("search_s", "open_s", "memory_mb"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
+
+
+class Web:
+    """Search and pages, shared by every episode of a process. An async context manager.
+
+    Args:
+        settings: provider, limits, tape.
+        allow: hosts on addresses that are not public and may be reached all the same, such as littleweb's.
+        metrics: counts and times everything under `web/`.
+        lookup: from a name to its addresses; the system's by default.
+
+    Raises:
+        UserError: the provider needs a key and the environment has none.
+    """
+
+    def __init__(
+        self,
+        settings: WebSettings,
+        *,
+        allow: Iterable[AllowedHost] = (),
+        metrics: Metrics | None = None,
+        lookup: Lookup | None = None,
+    ) -> None:
+        self._settings = settings
+        self._key = serper_key() if settings.search == "serper" and settings.tape.mode != "replay" else ""
+        self._metrics = metrics or Metrics()
+        self._guard, self._lookup = Guard(allow), lookup
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Web:
+        settings, metrics = self._settings, self._metrics
+        async with AsyncExitStack() as stack:
+            self._pace = Pace(settings.pace)
+            self._tape = await stack.enter_async_context(Tape(settings.tape, metrics))
+            self._extractors = await stack.enter_async_context(Extractors(settings.extract))
+            self._fetcher = await stack.enter_async_context(
+                Fetcher(settings.fetch, self._guard, self._pace, metrics, self._lookup)
+            )
+            url = SERPER_URL if settings.search == "serper" else LITTLEWEB_URL
+            self._provider: SearchAdapter = SerperSearch(url, settings.results, self._fetcher, self._pace.search, self._key)
+            half = settings.memory_mb << 19
+            self._searches = Once[Hits | WebError](_size_of_hits, half, settings.tape.search_days * _DAY_S)
+            self._pages = Once[Page | WebError](_size_of_page, half, settings.tape.page_days * _DAY_S)
+            stack.push_async_callback(self._searches.close)
+            stack.push_async_callback(self._pages.close)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def search(self, query: str) -> Hits | WebError:
+        """Search.
+
+        Args:
+            query: in words.
+
+        Returns:
+            Hits, best first; none when nothing was found; WebError when the query or the answer was no good.
+
+        Raises:
+            WorldDownError: the provider failed, whatever the query.
+            ReplayMiss: a tape is replayed and does not hold this search.
+        """
+        self._metrics.add("web/search_n")
+        asked = vet_query(query)
+        if isinstance(asked, WebError):
+            return self._counted(asked)
+        with timed(self._metrics, "web/search_s"):
+            try:
+                async with asyncio.timeout(self._settings.search_s):
+                    found = await self._searches.get(asked, lambda: self._search(asked))
+            except TimeoutError:
+                self._metrics.add("web/errors/world_down")
+                raise WorldDownError(f"Searching took more than {self._settings.search_s:g} s") from None
+            except WorldDownError:
+                self._metrics.add("web/errors/world_down")
+                raise
+        return self._counted(found)
+
+    async def open(self, url: str) -> Page | WebError:
+        """Open a page.
+
+        Args:
+            url: absolute, http or https.
+
+        Returns:
+            The page, or why there is none.
+
+        Raises:
+            WorldDownError: our own page readers failed.
+            ReplayMiss: a tape is replayed and does not hold this page.
+        """
+        self._metrics.add("web/open_n")
+        vetted = self._guard.vet_url(url)
+        if isinstance(vetted, WebError):
+            return self._counted(vetted)
+        with timed(self._metrics, "web/open_s"):
+            try:
+                async with asyncio.timeout(self._settings.open_s):
+                    found = await self._pages.get(vetted, lambda: self._open(vetted))
+            except TimeoutError:
+                found = WebError("timeout", f"{vetted} could not be opened within {self._settings.open_s:g} s")
+            except WorldDownError:
+                self._metrics.add("web/errors/world_down")
+                raise
+        return self._counted(found)
+
+    async def _search(self, asked: str) -> Hits | WebError:
+        key = f"{self._settings.search} {self._settings.results} {asked}"
+        entry = await self._tape.recall("search", key)
+        if entry is not None:
+            return _hits_from(entry)
+        if self._tape.replays:
+            raise self._tape.missed("search", key)
+        found = await self._provider.search(asked)
+        if not isinstance(found, WebError) or found.lasting:
+            await self._tape.keep("search", key, _entry_of_hits(found))
+        return found
+
+    async def _open(self, url: str) -> Page | WebError:
+        try:
+            async with self._pace.all.slot(self._settings.pace.queue_s):  # held until the page is read: so few are in memory
+                fetched = await self._fetch(url)
+                return fetched if isinstance(fetched, WebError) else await self._read(fetched)
+        except QueueError:
+            return WebError("busy", f"{url} was not opened: too many pages are being opened")
+
+    async def _fetch(self, url: str) -> Fetched | WebError:
+        entry = await self._tape.recall("fetch", url)
+        if entry is not None and "kind" in entry.meta:
+            return WebError(entry.meta["kind"], entry.meta["message"])
+        if entry is not None:
+            return Fetched(**entry.meta, body=entry.body)
+        if self._tape.replays:
+            raise self._tape.missed("fetch", url)
+        found = await self._fetcher.get(url)
+        if isinstance(found, WebError):
+            if found.lasting:
+                await self._tape.keep("fetch", url, Entry(encoded(found)))
+        elif not found.broken:
+            meta = {name: value for name, value in asdict(found).items() if name != "body"}
+            await self._tape.keep("fetch", url, Entry(meta, found.body))
+        return found
+
+    async def _read(self, found: Fetched) -> Page | WebError:
+        said = [FORM, found.url, found.content_type, found.charset, found.truncated]
+        key = hashlib.sha256(json.dumps(said).encode() + b"\0" + found.body).hexdigest()
+        entry = await self._tape.recall("page", key)
+        if entry is not None:
+            return decoded(json.loads(entry.body))
+        with timed(self._metrics, "web/extract_s"):
+            page = await self._extractors.extract(
+                found.body, found.url, found.content_type, found.charset, truncated=found.truncated
+            )
+        if not isinstance(page, WebError) or page.lasting:
+            await self._tape.keep("page", key, Entry({}, json.dumps(encoded(page), ensure_ascii=False).encode()))
+        return page
+
+    def _counted(self, found: Found) -> Found:
+        if isinstance(found, WebError):
+            self._metrics.add(f"web/errors/{found.kind}")
+        return found
+
+
+def _entry_of_hits(found: Hits | WebError) -> Entry:
+    content = encoded(found) if isinstance(found, WebError) else [asdict(hit) for hit in found]
+    return Entry({}, json.dumps(content, ensure_ascii=False).encode())
+
+
+def _hits_from(entry: Entry) -> Hits | WebError:
+    content = json.loads(entry.body)
+    return WebError(**content) if isinstance(content, dict) else tuple(Hit(**hit) for hit in content)
+
+
+def _size_of_hits(found: Hits | WebError) -> int | None:
+    """Bytes that hits take in memory; None for an error that asking again may cure."""
+    if isinstance(found, WebError):
+        return 500 if found.lasting else None
+    return 200 + sum(500 + getsizeof(hit.title) + getsizeof(hit.url) + getsizeof(hit.snippet) for hit in found)
+
+
+def _size_of_page(found: Page | WebError) -> int | None:
+    """Bytes that a page takes in memory; None for an error that asking again may cure, or a page that was cut off."""
+    if isinstance(found, WebError):
+        return 500 if found.lasting else None
+    return getsizeof(found.text) + sum(200 + getsizeof(text) + getsizeof(url) for text, url in found.links)
