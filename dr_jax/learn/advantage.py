@@ -20,7 +20,7 @@ from dr_jax.base.errors import ConfigError
 from dr_jax.base.metrics import Metrics
 from dr_jax.tokens.trajectory import Episode, Group
 
-Values = Float[np.ndarray, " G"]
+Values = Float[np.ndarray, "_"]  # one per sibling; groups differ in size
 Advantage = Callable[[Sequence[Values]], list[Values]]
 
 

@@ -190,7 +190,14 @@ def test_a_divergence_needs_a_reference(batch):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"clip_low": 0}, {"clip_high": 0}, {"dual_clip": 0.5}, {"kl_coefficient": -1}, {"importance_cap": 0}, {"epochs": 0}],
+    [
+        {"clip_low": 0.0},
+        {"clip_high": 0.0},
+        {"dual_clip": 0.5},
+        {"kl_coefficient": -1.0},
+        {"importance_cap": 0.0},
+        {"epochs": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
