@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ Weights = dict[str, Array]
 Cache = TypeVar("Cache")
 
 
+@runtime_checkable
 class Attend(Protocol[Cache]):
     """How queries of one layer meet keys and values, now and remembered ones."""
 

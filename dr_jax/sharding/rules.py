@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -44,6 +44,7 @@ RULES: dict[str, Rule] = {
 }
 
 
+@runtime_checkable
 class Described(Protocol):
     """An array's shape and the logical name of each of its axes."""
 
