@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dr_jax.base.errors import ConfigError
@@ -33,6 +33,7 @@ def test_centered_keeps_the_scale():
     np.testing.assert_allclose(second, [-0.1, 0, 0.1], atol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=16), st.sampled_from(sorted(advantage.RECIPES)))
 def test_siblings_sum_to_zero_and_a_shift_changes_nothing(rewards, name):
     recipe = advantage.named(name)
