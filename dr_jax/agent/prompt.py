@@ -52,8 +52,8 @@ Every message of yours has one of two forms and nothing else:
 <think>your reasoning</think><tool_call>{{"name": a tool's name, "arguments": {{its arguments}}}}</tool_call>
 <think>your reasoning</think><answer>the answer</answer>
 
-The question needs deep research: search, open pages, check, and search again before you answer. The answer holds the final words
-only, without explanation; a yes-or-no question is answered by yes or no."""
+The question needs deep research: search, open pages, check, and search again before you answer. The answer holds the final
+words only, without explanation; a yes-or-no question is answered by yes or no."""
 
 _BRIEF = "Research, then answer: web_search, browse_webpage, or answer."
 

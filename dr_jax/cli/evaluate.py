@@ -25,7 +25,7 @@ def command(
     runs/NAME-eval/episodes.jsonl; read them with `dr-jax show`.
     """
     from dr_jax.base.config import read
-    from dr_jax.train.loop import measure
+    from dr_jax.train.measure import measure
     from dr_jax.train.settings import Settings
 
     extra = [f"model.load={json.dumps(checkpoint)}"] if checkpoint else []
@@ -33,10 +33,10 @@ def command(
     console = Console(stderr=as_json)
     with console.status("starting") as status:
 
-        def progress(phase: str, index: int, numbers: object) -> None:
+        def told(phase: str, index: int, numbers: object) -> None:
             status.update(f"{phase} {index}")
 
-        found = asyncio.run(measure(settings, progress=progress))
+        found = asyncio.run(measure(settings, told=told))
     if as_json:
         typer.echo(json.dumps(found))
     else:

@@ -34,6 +34,8 @@ class Screen:
                 self._console.print(f"saved step {index} in {numbers['directory']}", style="dim")
             case "warm_up":
                 self._console.print(f"compiling {numbers.get('program', '')} {index}", style="dim", end="\r")
+            case "evaluating":
+                self._console.print(f"held-out questions {index}/{numbers['count']}", style="dim", end="\r")
             case _:
                 self._console.print(f"{phase} {index}", style="dim")
 

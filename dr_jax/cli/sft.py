@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 
@@ -20,8 +19,8 @@ def command(config: Config, overrides: Overrides = None) -> None:
     from dr_jax.base.config import read, to_tree
     from dr_jax.train.cold_start import cold_start
     from dr_jax.train.report import Report, write_json
-    from dr_jax.train.run import run_directory
     from dr_jax.train.settings import Settings
+    from dr_jax.train.state import run_directory
 
     settings = read(Settings, config, overrides or [])
     directory = run_directory(settings, resume=False)
@@ -39,5 +38,5 @@ def command(config: Config, overrides: Overrides = None) -> None:
                 highlight=False,
             )
 
-    model = asyncio.run(cold_start(settings, directory, progress=progress))
+    model = cold_start(settings, directory, progress=progress)
     typer.echo(f"wrote {model} after {time.perf_counter() - start:.0f} s")

@@ -45,7 +45,9 @@ def command(
         from dr_jax.base.errors import DataError
 
         some = ", ".join(row["id"] for row in rows[-5:])
-        raise DataError(f"There is no episode {episode!r} in {run}", needed=f"an id such as {some}", fix="list them without an id")
+        raise DataError(
+            f"There is no episode {episode!r} in {run}", needed=f"an id such as {some}", fix="list them without an id"
+        )
     if as_json:
         typer.echo(json.dumps(found[-1]))
     else:
@@ -89,7 +91,9 @@ def _shown(row: dict[str, Any], tokenizer: Any) -> Group:
     facts.add_row("outcome", row["outcome"] + (f" ({row['failure']})" if row.get("failure") else ""))
     facts.add_row("answer", row["answer"] or "-")
     facts.add_row("rewards", ", ".join(f"{name} {value:+.3f}" for name, value in row["rewards"].items()) or "none")
-    facts.add_row("tools", "; ".join(f"{tool['name']} {tool['error'] or 'ok'} {tool['seconds']:.2f} s" for tool in row["tools"]))
+    facts.add_row(
+        "tools", "; ".join(f"{tool['name']} {tool['error'] or 'ok'} {tool['seconds']:.2f} s" for tool in row["tools"])
+    )
     facts.add_row("seconds", ", ".join(f"{name} {value:.2f}" for name, value in row["seconds"].items()))
     facts.add_row("sampled", _sampled(row))
     return Group(*parts, facts)

@@ -41,7 +41,7 @@ def command(
 
     console = Console()
     screen = Screen(console, settings.steps, quiet=as_json)
-    summary = asyncio.run(train(settings, resume=resume, progress=screen))
+    summary = asyncio.run(train(settings, resume=resume, told=screen))
     if as_json:
         typer.echo(json.dumps(summary))
         return
@@ -51,4 +51,6 @@ def command(
         f"{summary['steps']} updates in {summary['wall_s']:.0f} s; largest mismatch {summary['mismatch_max']:.1e}",
         highlight=False,
     )
-    console.print(f"episodes: dr-jax show {Path(settings.out) / settings.name}   curve: {Path(settings.out) / settings.name}/curve.png")
+    console.print(
+        f"episodes: dr-jax show {Path(settings.out) / settings.name}   curve: {Path(settings.out) / settings.name}/curve.png"
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -135,7 +135,7 @@ def _batches(settings: Settings, chat: Chat) -> Iterator[tuple[tuple[Batch, ...]
                 waiting, tokens = [], 0
 
 
-def _ahead(batches: Iterator[tuple[tuple[Batch, ...], int]]) -> Iterator[tuple[tuple[Batch, ...], int]]:
+def _ahead(batches: Iterator[tuple[tuple[Batch, ...], int]]) -> Generator[tuple[tuple[Batch, ...], int], None, None]:
     """Make the next batches in a thread while this one is trained on; closing it ends the thread."""
     ready: Queue[tuple[tuple[Batch, ...], int] | BaseException | None] = Queue(maxsize=4)
     over = threading.Event()

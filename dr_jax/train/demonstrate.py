@@ -15,8 +15,8 @@ from functools import lru_cache
 
 from dr_jax.littleweb.questions import Puzzle
 from dr_jax.littleweb.shelf import Shelf
-from dr_jax.tokens.chat import Chat
 from dr_jax.rollout.episode import Attempt
+from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import RequestKey, Sampled, Sampling
 from dr_jax.tokens.trajectory import Episode
 from dr_jax.web.extract import extract
@@ -123,7 +123,8 @@ class Researchers:
             return f"<think>open {step.subject}</think>{_call('browse_webpage', 'url_list', step.url)}"
         plan = "; ".join(later.relation_words for later in puzzle.steps[hop:])
         found = f"{puzzle.steps[hop - 1].relation_words}: {step.subject}. " if hop else ""
-        return f"<think>{found}{step.subject}: {plan}</think>{_call('web_search', 'query', f'{step.subject} {step.relation_words}')}"
+        call = _call("web_search", "query", f"{step.subject} {step.relation_words}")
+        return f"<think>{found}{step.subject}: {plan}</think>{call}"
 
     def _ending(self, puzzle: Puzzle, key: RequestKey, rng: random.Random) -> str:
         last = puzzle.steps[-1]

@@ -1,7 +1,7 @@
 """The loop: questions become groups, groups a batch, the batch new weights. Start reading here.
 
 In:    Settings
-Out:   a run directory: settings, metrics, episodes, checkpoints, curve, summary
+Out:   a run directory: settings, metrics, episodes, checkpoints, model, curve, summary
 Holds: no trained token is older than the staleness bound; a run whose engine and trainer disagree stops; what is
        interrupted is saved and goes on where it was
 """
@@ -9,122 +9,152 @@ Holds: no trained token is older than the staleness bound; a run whose engine an
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
-
-import jax
 
 from dr_jax.base.config import to_tree
 from dr_jax.base.errors import MismatchError
-from dr_jax.base.metrics import Metrics, timed
+from dr_jax.base.metrics import Metrics
 from dr_jax.base.trace import logger
 from dr_jax.learn.advantage import informative, named
 from dr_jax.learn.batch import pack
+from dr_jax.model import hf
 from dr_jax.rollout.record import EpisodeWriter
 from dr_jax.sharding.place import place_rows
+from dr_jax.tokens import vocabulary
+from dr_jax.tokens.trajectory import Group
 from dr_jax.train import state as states
+from dr_jax.train.evaluate import score
 from dr_jax.train.report import Report, write_json
-from dr_jax.train.run import Run, in_dtype, opened, run_directory
+from dr_jax.train.run import Run, opened
 from dr_jax.train.settings import Settings
+from dr_jax.train.state import Progress
 
 _log = logger(__name__)
 
-Progress = Callable[[str, int, Mapping[str, Any]], None]
+Told = Callable[[str, int, Mapping[str, Any]], None]
 
 
-async def train(settings: Settings, *, resume: bool = False, progress: Progress) -> dict[str, Any]:
+async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict[str, Any]:
     """Run a whole experiment and return its summary.
 
     Args:
         settings: of the run.
         resume: continue the run of this name from its newest readable checkpoint.
-        progress: called with a phase ("warm_up", "eval", "step", "saved"), an index, and numbers worth showing.
+        told: called with a phase ("warm_up", "eval", "step", "saved"), an index, and numbers worth showing.
 
     Raises:
         UserError: something that a person can change, before anything long starts.
-        MismatchError: engine and trainer disagree; the last good checkpoint is kept.
+        MismatchError: engine and trainer disagree; nothing of that update is saved.
     """
-    directory = run_directory(settings, resume=resume)
-    metrics = Metrics()
-    async with opened(settings, directory, metrics, progress) as run:
-        start = states.restore(run) if resume else states.Progress()
+    _end_on_termination()
+    directory, metrics = states.run_directory(settings, resume=resume), Metrics()
+    async with opened(settings, directory, metrics, told) as run:
+        done = states.restore(run) if resume else Progress()
         write_json(directory / "config.json", to_tree(settings))
-        report = Report(directory, keep_below=start.step + 1)
-        with EpisodeWriter(directory / "episodes.jsonl", append=resume) as writer:
-            done = await _steps(run, start, report, writer, progress)
+        report = Report(directory, keep_below=done.step + 1)
+        with EpisodeWriter(directory / "episodes.jsonl", run.actor.chat.tokenizer.decode, append=resume) as episodes:
+            await _loop(run, done, report, episodes, told)
         summary = _summary(settings, done)
         report.summary(summary)
+        hf.write(directory / "model", run.actor.sizes, run.state.weights)
+        vocabulary.save(run.actor.chat.tokenizer, directory / "model")
     return summary
 
 
-async def _steps(
-    run: Run, done: states.Progress, report: Report, writer: EpisodeWriter, progress: Progress
-) -> states.Progress:
-    """Evaluate, update until the last step, evaluate again; whatever ends it, what was done is saved."""
-    settings, metrics = run.settings, run.metrics
+async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWriter, told: Told) -> None:
+    """Measure, update until the last step, measure again. However it ends, what was done is saved."""
     clock = time.perf_counter() - done.wall_s
     try:
         if done.before is None:
-            done.before = (await run.evaluate(0)).tree()
-            progress("eval", 0, done.before)
-        async for groups in run.groups(done):
-            with timed(metrics, "time/update_s"):
-                stats = await asyncio.to_thread(_learn, run, groups)
-            done.step += 1
-            done.mismatch_max = max(done.mismatch_max, stats.get("update/mismatch_max", 0.0))
-            _refuse_mismatch(settings, done.step, stats)
-            run.settle(groups)
-            writer.write(groups, step=done.step)
-            done.wall_s = time.perf_counter() - clock
-            numbers = {**states.told(groups), **metrics.drain(), **stats, "wall_s": done.wall_s}
-            if settings.eval.every and done.step % settings.eval.every == 0 and done.step < settings.steps:
-                found = (await run.evaluate(done.step)).tree()
-                numbers |= {"eval/f1": found["f1"], "eval/em": found["em"]}
-                progress("eval", done.step, found)
-            report.step(done.step, numbers)
-            progress("step", done.step, numbers)
-            if settings.checkpoint.every and done.step % settings.checkpoint.every == 0:
-                states.save(run, done)
-            if done.step >= settings.steps:
-                break
-        done.after = (await run.evaluate(done.step)).tree()
-        progress("eval", done.step, done.after)
+            done.before = await _measure(run, done.step, told)
+        async with aclosing(run.groups()) as collected:
+            while done.step < run.settings.steps:
+                groups = await anext(collected)  # host: words
+                numbers = await _whole(asyncio.to_thread(_learn, run, groups, done))  # device: numbers
+                for group in groups:
+                    for episode in group.episodes:
+                        episodes.write(episode, run.questions[group.question_id], step=done.step)
+                episodes.flush()
+                done.wall_s = time.perf_counter() - clock
+                if run.settings.eval.every and done.step % run.settings.eval.every == 0 and done.step < run.settings.steps:
+                    numbers["eval/f1"] = (await _measure(run, done.step, told))["f1"]
+                numbers["wall_s"] = done.wall_s
+                report.step(done.step, numbers)
+                told("step", done.step, numbers)
+                if run.settings.checkpoint.every and done.step % run.settings.checkpoint.every == 0:
+                    states.save(run, done)
+        done.after = await _measure(run, done.step, told)
     finally:
         done.wall_s = time.perf_counter() - clock
         if done.step:
             states.save(run, done)
-            progress("saved", done.step, {"directory": str(run.directory)})
-    return done
+            told("saved", done.step, {"directory": str(run.directory)})
 
 
-def _learn(run: Run, groups: list[Any]) -> dict[str, float]:
-    """One update: rewards minus siblings', rectangles, gradient, new weights for the engine."""
-    settings = run.settings
+def _learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float]:
+    """One update: rewards minus siblings', rectangles, gradient, new weights for the engine; then the books."""
+    settings, stats = run.settings, dict[str, float]()
     kept = informative(groups, run.metrics)
-    batches = pack(kept, settings.batch, advantage=named(settings.advantage), rows_multiple=run.rows_multiple, metrics=run.metrics)
-    if not batches:
-        _log.warning("every group of this step was flat: there is nothing to learn from it, the weights stay")
-        return {"update/empty": 1.0}
-    placed = [place_rows(batch, run.actor.mesh) for batch in batches]
-    run.state, stats = run.update(run.state, placed, temperature=settings.episode.temperature, reference_weights=run.reference)
-    run.actor.engine.adopt(in_dtype(run.state.weights, settings.model.dtype), version=int(jax.device_get(run.state.step)))
-    return stats
+    advantage = named(settings.advantage)
+    batches = pack(kept, settings.batch, advantage=advantage, rows_multiple=run.rows_multiple, metrics=run.metrics)
+    if batches:
+        placed = [place_rows(batch, run.actor.mesh) for batch in batches]
+        temperature = settings.episode.temperature
+        run.state, stats = run.update(run.state, placed, temperature=temperature, reference_weights=run.reference)
+        refuse_mismatch(settings, done.step + 1, stats["update/mismatch_max"])
+        run.adopt()
+    else:
+        _log.warning("update %d: every group was flat, so there is nothing to learn and the weights stay", done.step + 1)
+    run.settle(groups)
+    done.step += 1
+    done.mismatch_max = max(done.mismatch_max, stats.get("update/mismatch_max", 0.0))
+    return {**states.summed(groups), **run.metrics.drain(), **stats}
 
 
-def _refuse_mismatch(settings: Settings, step: int, stats: Mapping[str, float]) -> None:
-    found = stats.get("update/mismatch_max", 0.0)
+async def _measure(run: Run, step: int, told: Told) -> dict[str, Any]:
+    """Attempt every held-out question with the newest weights."""
+    episodes = await run.evaluate(run.held_out, lambda n: told("evaluating", n, {"count": len(run.held_out)}))
+    found = score(run.held_out, episodes).tree()
+    told("eval", step, found)
+    return found
+
+
+def refuse_mismatch(settings: Settings, step: int, found: float) -> None:
+    """Stop a run whose engine and trainer disagree about a token that both drew from the same weights.
+
+    Raises:
+        MismatchError: by more than `mismatch_gate`, or the difference is not a number.
+    """
     if settings.mismatch_gate and not found <= settings.mismatch_gate:
         raise MismatchError(
-            f"At update {step} engine and trainer differ by {found:.2e} in the log-probability of a token that both drew from "
-            "the same weights",
+            f"At update {step} engine and trainer differ by {found:.2e} in the log-probability of an on-policy token",
             needed=f"at most mismatch_gate = {settings.mismatch_gate}",
-            fix="look at the episode with `dr-jax show`; with bfloat16 set the gate to what `update/mismatch_max` usually is",
+            fix="in float32 this is a bug; in bfloat16 set the gate to what `update/mismatch_max` usually is",
         )
 
 
-def _summary(settings: Settings, done: states.Progress) -> dict[str, Any]:
+async def _whole(work: Any) -> Any:
+    """Await a thread to its end, also when cancelled: the state that it was given is gone, the new one must be kept."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def _end_on_termination() -> None:
+    """Let SIGTERM, which announces a preemption, end the run as Ctrl-C does: saved."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def _summary(settings: Settings, done: Progress) -> dict[str, Any]:
     return {
         "name": settings.name,
         "eval": {"before": done.before, "after": done.after},
@@ -133,8 +163,3 @@ def _summary(settings: Settings, done: states.Progress) -> dict[str, Any]:
         "mismatch_max": done.mismatch_max,
         "seed": settings.seed,
     }
-
-
-def directory_of(settings: Settings) -> Path:
-    """Return where a run of these settings lies."""
-    return Path(settings.out) / settings.name

@@ -1,161 +1,233 @@
 """Build every part of a run from its settings, and take all of them down again.
 
 In:    Settings
-Out:   Run: engine, worlds, questions, optimizer state, the compiled update
+Out:   Stage: a policy in an engine, and the worlds that it can act in; Run: a stage that also learns
 Fails: before anything long starts, with what to change
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
+from dr_jax.agent.prompt import system_prompt
 from dr_jax.agent.reader import make_reader
 from dr_jax.agent.world import World
-from dr_jax.base.errors import CheckpointError, ConfigError
 from dr_jax.base.metrics import Metrics
-from dr_jax.data import holdout, sources
 from dr_jax.data.question import Question
-from dr_jax.engine.engine import Engine
-from dr_jax.learn import optimizer as optimizers
-from dr_jax.learn.update import State, Update, begin, make_update, through
+from dr_jax.data.stream import Draw, Stream
+from dr_jax.learn.optimizer import make_optimizer
+from dr_jax.learn.update import State, begin, make_update, through
 from dr_jax.littleweb import questions as puzzles
-from dr_jax.littleweb import world as littleworld
+from dr_jax.littleweb.names import Split
 from dr_jax.littleweb.site import serve
-from dr_jax.model import load
+from dr_jax.littleweb.world import WorldSettings, build
 from dr_jax.model.decoder import Weights, describe
-from dr_jax.model.sizes import Sizes
-from dr_jax.sharding.mesh import make_mesh
-from dr_jax.tokens.chat import Chat
-from dr_jax.tokens.policy import Policy
-from dr_jax.tokens.tokenizer import Tokenizer
+from dr_jax.rewards.total import Total
+from dr_jax.rollout.collect import finished, in_order
+from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, Watch, run_episode
+from dr_jax.rollout.group import run_group
+from dr_jax.sharding.place import row_ways
+from dr_jax.tokens.trajectory import Episode, Group
+from dr_jax.train.actor import Actor, in_dtype, load_actor
+from dr_jax.train.checkpoint import Checkpoints
+from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.web import Web
 
+Told = Callable[[str, int, dict[str, Any]], None]
+
 
 @dataclass(frozen=True, slots=True)
-class Actor:
-    """A policy that can be run: weights, their shape, and how it talks."""
+class Place:
+    """A world to act in, and the questions that littleweb has about it (none for the open web)."""
 
-    sizes: Sizes
-    weights: Weights
-    chat: Chat
-    engine: Engine
-    mesh: Mesh
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of its chat."""
-        return self.chat.tokenizer
+    actors: Actors
+    drawn: tuple[puzzles.Puzzle, ...]
 
 
-def load_actor(settings: Settings, metrics: Metrics) -> Actor:
-    """Read the policy's weights onto the mesh and put an engine around them. Nothing is compiled yet.
-
-    Raises:
-        UserError: the mesh does not fit the devices, the checkpoint is of another architecture, the tokenizer is larger
-            than the vocabulary, or the engine's memory cannot hold one request.
-    """
-    mesh = make_mesh(settings.mesh)
-    tokenizer = Tokenizer.load(load.tokenizer_source(settings.model.load, settings.model.tokenizer))
-    sizes, weights = load.load(settings.model.load, mesh=mesh, dtype=jnp.float32, seed=settings.seed)
-    if tokenizer.vocab_size > sizes.vocab:
-        raise CheckpointError(
-            f"The tokenizer has {tokenizer.vocab_size} ids, the model {sizes.vocab}",
-            needed="a tokenizer that the model was made for",
-            fix="set model.tokenizer",
-        )
-    engine = Engine(in_dtype(weights, settings.model.dtype), sizes, settings.engine, mesh=mesh, metrics=metrics)
-    return Actor(sizes, weights, Chat(tokenizer), engine, mesh)
-
-
-def in_dtype(weights: Weights, dtype: str) -> Weights:
-    """Return the weights as the engine holds them; a copy, because the update donates its own."""
-    return {name: jnp.array(weight, dtype=jnp.dtype(dtype), copy=True) for name, weight in weights.items()}
-
-
-@asynccontextmanager
-async def opened_web(settings: Settings, split: str, metrics: Metrics) -> AsyncIterator[tuple[Web, tuple[puzzles.Puzzle, ...]]]:
-    """Open the web that a config names; with littleweb, build its world of this split, serve it, and draw its questions."""
-    async with AsyncExitStack() as stack:
-        if settings.web.search != "littleweb":
-            yield await stack.enter_async_context(Web(settings.web, metrics=metrics)), ()
-            return
-        drawn, allowed = await _served(settings, split, stack)
-        web = await stack.enter_async_context(Web(settings.web, allow=(allowed,), metrics=metrics))
-        yield web, drawn
-
-
-async def _served(settings: Settings, split: str, stack: AsyncExitStack) -> tuple[tuple[puzzles.Puzzle, ...], AllowedHost]:
-    here, training = settings.littleweb, split == "train"
-    seed, count = (here.train_seed, settings.data.questions) if training else (here.eval_seed, settings.eval.questions)
-    world = littleworld.build(littleworld.WorldSettings(seed=seed, entities=here.entities, split=split))
-    site = await stack.enter_async_context(serve(world, faults=here.faults))
-    drawn = puzzles.draw(world, max(count, 1), hops=settings.data.hops, seed=settings.seed if training else 0)
-    return tuple(drawn), AllowedHost(suffix="littleweb", address="127.0.0.1", port=site.port)
-
-
-def make_world(settings: Settings, web: Web, chat: Chat, policy: Policy | None, metrics: Metrics) -> World:
-    """Put tools and reader around a web."""
-    reader = make_reader(settings.reader, chat=chat, policy=policy, metrics=metrics)
-    return World(web, reader, settings.tools, tokenizer=chat.tokenizer, metrics=metrics)
-
-
-def training_questions(settings: Settings, drawn: Sequence[puzzles.Puzzle]) -> list[Question]:
-    """Return the questions to train on: of the file that the config names, or littleweb's."""
-    if settings.data.path:
-        return sources.read(settings.data.path, limit=settings.data.limit or None)
-    if not drawn:
-        raise ConfigError("There are no questions", needed="data.path with a real web", fix="set data.path to a question file")
-    return [puzzle.question for puzzle in drawn]
-
-
-def eval_questions(settings: Settings, drawn: Sequence[puzzles.Puzzle], *, alone: bool) -> list[Question]:
-    """Return the held-out questions.
+class Stage:
+    """A policy, an engine around it, and worlds that are opened when they are first needed.
 
     Args:
         settings: of the run.
-        drawn: littleweb's held-out questions.
-        alone: whether only an evaluation is asked for; `data.path` then is what to evaluate.
+        actor: the policy.
+        metrics: shared by every part.
+        stack: closes what is opened.
     """
-    path = settings.data.eval_path or (settings.data.path if alone else "")
-    if path:
-        return sources.read(path, limit=(settings.data.limit if alone else 0) or settings.eval.questions or None)
-    return [puzzle.question for puzzle in drawn][: settings.eval.questions]
+
+    def __init__(self, settings: Settings, actor: Actor, metrics: Metrics, stack: AsyncExitStack) -> None:
+        self.settings, self.actor, self.metrics = settings, actor, metrics
+        self._stack = stack
+        self._places: dict[Split, Place] = {}
+
+    async def place(self, split: Split) -> Place:
+        """Open the world of a split: littleweb's, served on loopback, or the open web."""
+        if split not in self._places:
+            settings, metrics = self.settings, self.metrics
+            drawn: tuple[puzzles.Puzzle, ...] = ()
+            allowed: tuple[AllowedHost, ...] = ()
+            if settings.web.search == "littleweb":
+                drawn, allowed = await self._served(split)
+            web = await self._stack.enter_async_context(Web(settings.web, allow=allowed, metrics=metrics))
+            reader = make_reader(settings.reader, chat=self.actor.chat, policy=self.actor.engine, metrics=metrics)
+            actors = Actors(
+                self.actor.engine, self.actor.chat, World(web, reader, settings.tools), system_prompt(settings.prompt)
+            )
+            self._places[split] = Place(actors, drawn)
+        return self._places[split]
+
+    async def _served(self, split: Split) -> tuple[tuple[puzzles.Puzzle, ...], tuple[AllowedHost, ...]]:
+        here, training = self.settings.littleweb, split == "train"
+        seed, count = (here.train_seed, self.settings.data.questions) if training else (here.eval_seed, self._asked)
+        world = build(WorldSettings(seed=seed, entities=here.entities, split=split))
+        site = await self._stack.enter_async_context(serve(world, faults=here.faults))
+        drawn = puzzles.draw(world, count, hops=self.settings.data.hops, seed=self.settings.seed if training else 0)
+        return tuple(drawn), (AllowedHost(suffix="littleweb", address="127.0.0.1", port=site.port),)
+
+    @property
+    def _asked(self) -> int:
+        return max(1, self.settings.data.limit or self.settings.eval.questions)
+
+    async def attempt(self, question: Question, place: Place, settings: EpisodeSettings, watch: Watch | None = None) -> Episode:
+        """Run one episode of an evaluation; its random numbers depend on the question alone."""
+        attempt = Attempt(self.settings.seed, 0, "eval")
+        return await run_episode(question, place.actors, settings, attempt, watch=watch)
+
+    async def evaluate(self, questions: Sequence[Question], told: Callable[[int], None]) -> list[Episode]:
+        """Attempt every question once in the held-out world, in the questions' order."""
+        place = await self.place("eval")
+        settings = replace(self.settings.episode, temperature=self.settings.eval.temperature)
+
+        async def once(question: Question) -> Episode:
+            return await self.attempt(question, place, settings)
+
+        return await in_order(list(questions), once, at_once=self.settings.eval.in_flight, done=told)
 
 
-def run_directory(settings: Settings, *, resume: bool) -> Path:
-    """Return the run's directory; a finished or broken run of the same name is moved aside, never overwritten.
+class Run(Stage):
+    """A stage that learns.
 
-    Raises:
-        ConfigError: `resume` and there is nothing to resume.
+    Args:
+        directory: where the run writes.
+        train: the world that is trained in.
+        questions: to train on.
+        held_out: to measure with.
+        see `Stage` for the rest.
     """
-    directory = Path(settings.out) / settings.name
-    if resume and not (directory / "config.json").exists():
-        raise ConfigError(
-            f"There is no run in {directory}", needed="a run that was started before", fix="leave out --resume, or set name"
+
+    def __init__(
+        self,
+        stage: Stage,
+        stack: AsyncExitStack,
+        directory: Path,
+        train: Place,
+        questions: Sequence[Question],
+        held_out: Sequence[Question],
+    ) -> None:
+        super().__init__(stage.settings, stage.actor, stage.metrics, stack)
+        self._places = stage._places
+        settings, actor = self.settings, self.actor
+        self.directory, self.held_out = directory, list(held_out)
+        self.questions = {question.id: question for question in questions}
+        self._train, self._total = train, Total(settings.reward)
+        axes = {name: spec.axes for name, spec in describe(actor.sizes).items()}
+        optimizer = make_optimizer(settings.optimizer, axes, steps=settings.steps)
+        self.state: State = begin(actor.weights, optimizer)
+        forward = through(actor.sizes, remat=settings.remat, compute_dtype=jnp.dtype(settings.model.dtype))
+        self.update = make_update(forward, settings.loss, optimizer, self.state)
+        self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
+        self.rows_multiple = row_ways(actor.mesh)
+        self.stream = Stream(list(questions), settings.seed)
+        self.waiting: list[Group] = []
+        where = settings.checkpoint.directory or directory / "checkpoints"
+        self.checkpoints = Checkpoints(where, keep=settings.checkpoint.keep)
+
+    @property
+    def version(self) -> int:
+        """The policy's version: how many updates made its weights."""
+        return int(jax.device_get(self.state.step))
+
+    def adopt(self) -> None:
+        """Hand the newest weights to the engine."""
+        self.actor.engine.adopt(in_dtype(self.state.weights, self.settings.model.dtype), version=self.version)
+
+    async def groups(self) -> AsyncGenerator[list[Group], None]:
+        """Yield the groups of one update after another, for ever.
+
+        With a staleness of 0 each update's groups are started with the newest weights and all of them are awaited, in the
+        order of the stream. Otherwise episodes stay in flight across updates, and groups with too old tokens are given back.
+        """
+        settings = self.settings.rollout
+        at_once = max(1, (settings.in_flight or settings.groups * settings.group_size) // settings.group_size)
+        if not settings.staleness:
+            while True:
+                draws = [self.stream.next() for _ in range(settings.groups)]
+                yield await in_order(draws, self._group, at_once=at_once)
+        async with aclosing(finished(self._draws(), self._group, at_once=at_once)) as ended:
+            async for _, group in ended:
+                self.waiting.append(group)
+                self._give_back_stale()
+                if len(self.waiting) >= settings.groups:
+                    taken, self.waiting[:] = self.waiting[: settings.groups], self.waiting[settings.groups :]
+                    yield taken
+
+    def settle(self, groups: Sequence[Group]) -> None:
+        """Tell the stream what became of these groups' questions: trained on, or to be drawn again."""
+        for group in groups:
+            if group.trainable:
+                self.stream.mark_trained(group.question_id)
+            else:
+                self.stream.give_back(group.question_id)
+
+    async def _group(self, draw: Draw) -> Group:
+        return await run_group(
+            draw.question,
+            self._train.actors,
+            self.settings.episode,
+            self._total,
+            size=self.settings.rollout.group_size,
+            run=self.settings.seed,
+            purpose=f"train:{draw.epoch}",
         )
-    if directory.exists() and not resume:
-        number = 1
-        while (aside := directory.with_name(f"{directory.name}.old-{number}")).exists():
-            number += 1
-        directory.rename(aside)
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
+
+    def _draws(self) -> Iterator[Draw]:
+        while True:
+            yield self.stream.next()
+
+    def _give_back_stale(self) -> None:
+        oldest = self.version - self.settings.rollout.staleness
+        for group in [one for one in self.waiting if (one.oldest_version or 0) < oldest]:
+            self.waiting.remove(group)
+            self.stream.give_back(group.question_id)
+            self.metrics.add("rollout/stale_groups")
 
 
-def compile_cache() -> None:
-    """Keep compiled programs between runs, where the person has not chosen a place already."""
-    if not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "dr_jax" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+@asynccontextmanager
+async def opened_stage(settings: Settings, metrics: Metrics, told: Told) -> AsyncIterator[tuple[Stage, AsyncExitStack]]:
+    """Load the policy, start its engine and compile its programs."""
+    async with AsyncExitStack() as stack:
+        actor = load_actor(settings, metrics)
+        stack.enter_context(actor.engine)
+        yield Stage(settings, actor, metrics, stack), stack
+
+
+@asynccontextmanager
+async def opened(settings: Settings, directory: Path, metrics: Metrics, told: Told) -> AsyncIterator[Run]:
+    """Open a run with all its parts; questions and batch are checked before anything is compiled."""
+    async with opened_stage(settings, metrics, told) as (stage, stack):
+        train, held_out_place = await stage.place("train"), await stage.place("eval")
+        questions = training_questions(settings, train.drawn)
+        held_out = eval_questions(settings, held_out_place.drawn, alone=False)
+        refuse_overlap(questions, held_out)
+        run = Run(stage, stack, directory, train, questions, held_out)
+        stack.callback(run.checkpoints.close)
+        stage.actor.engine.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
+        yield run

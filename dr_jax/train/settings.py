@@ -8,7 +8,7 @@ from typing import Literal
 from dr_jax.agent.prompt import PromptSettings
 from dr_jax.agent.reader import ReaderSettings
 from dr_jax.agent.tools import ToolSettings
-from dr_jax.engine.engine import EngineSettings
+from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.batch import BatchSettings
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings
@@ -152,18 +152,14 @@ class ColdStartSettings:
         vocabulary: ids of the tokenizer that is trained first, on demonstrations of its own.
         worlds: how many fresh worlds the demonstrations come from.
         questions: drawn from each world.
-        passes: how often each demonstration is trained on.
         manners: which researchers are shown, and how often.
-        tokens: trained per update, as rows x row length of `batch`.
     """
 
     size: str = "tiny"
     vocabulary: int = 1536
     worlds: int = 40
     questions: int = 400
-    passes: int = 1
     manners: Manners = field(default_factory=Manners)
-    tokens: int = 8192
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,19 @@ Out:   checkpoints, and `Progress`: where the run is and what it has measured
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from dr_jax.base.errors import ConfigError
 from dr_jax.base.trace import logger
 from dr_jax.tokens.trajectory import Episode, Group
+from dr_jax.train.settings import Settings
 
 if TYPE_CHECKING:
     from dr_jax.train.run import Run
@@ -66,7 +70,25 @@ def restore(run: Run) -> Progress:
     return Progress(**host["progress"])
 
 
-def told(groups: Sequence[Group]) -> dict[str, float]:
+def run_directory(settings: Settings, *, resume: bool) -> Path:
+    """Return the run's directory; an earlier run of the same name is moved aside, never overwritten.
+
+    Raises:
+        ConfigError: `resume` and there is nothing to resume.
+    """
+    directory = Path(settings.out) / settings.name
+    if resume and not (directory / "config.json").exists():
+        raise ConfigError(
+            f"There is no run in {directory}", needed="a run that was started before", fix="leave out --resume, or set name"
+        )
+    if directory.exists() and not resume:
+        taken = (directory.with_name(f"{directory.name}.{number}") for number in itertools.count(1))
+        directory.rename(next(aside for aside in taken if not aside.exists()))
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def summed(groups: Sequence[Group]) -> dict[str, float]:
     """Sum up the groups of one step in numbers worth plotting."""
     episodes = [episode for group in groups for episode in group.episodes]
     rewarded = [episode for episode in episodes if episode.trainable]

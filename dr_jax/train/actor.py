@@ -1,0 +1,118 @@
+"""A policy that can be run: its weights on the mesh, how it talks, and the engine around it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dr_jax.agent.prompt import system_prompt
+from dr_jax.base.errors import CapacityError, CheckpointError, ConfigError
+from dr_jax.base.metrics import Metrics
+from dr_jax.engine.engine import Engine
+from dr_jax.model.decoder import Weights
+from dr_jax.model.load import load, tokenizer_source
+from dr_jax.model.sizes import Sizes
+from dr_jax.sharding.mesh import make_mesh
+from dr_jax.sharding.place import row_ways
+from dr_jax.tokens.chat import Chat
+from dr_jax.tokens.tokenizer import Tokenizer
+from dr_jax.train.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """A policy that can be run.
+
+    Args:
+        sizes: of the model.
+        weights: float32, on the mesh.
+        chat: how it talks.
+        engine: samples from a copy of the weights.
+        mesh: where they lie.
+    """
+
+    sizes: Sizes
+    weights: Weights
+    chat: Chat
+    engine: Engine
+    mesh: Mesh
+
+
+def load_actor(settings: Settings, metrics: Metrics) -> Actor:
+    """Read the policy's weights onto the mesh and put an engine around them. Nothing is compiled yet.
+
+    Raises:
+        UserError: the mesh does not fit the devices, the checkpoint is of another architecture, the tokenizer does not
+            belong to the model, or the budgets contradict each other.
+    """
+    keep_compiled()
+    mesh = make_mesh(settings.mesh)
+    chat = Chat(Tokenizer.load(tokenizer_source(settings.model.load, settings.model.tokenizer)))
+    refuse_contradictions(settings, chat, mesh)
+    sizes, weights = load(settings.model.load, mesh=mesh, dtype=jnp.float32, seed=settings.seed)
+    if chat.tokenizer.vocab_size > sizes.vocab:
+        raise CheckpointError(
+            f"The tokenizer has {chat.tokenizer.vocab_size} ids, the model {sizes.vocab}",
+            needed="the tokenizer that the model was made for",
+            fix="set model.tokenizer",
+        )
+    engine = Engine(in_dtype(weights, settings.model.dtype), sizes, settings.engine, mesh=mesh, metrics=metrics)
+    return Actor(sizes, weights, chat, engine, mesh)
+
+
+def refuse_contradictions(settings: Settings, chat: Chat, mesh: Mesh) -> None:
+    """Check what two tables of the settings say about each other.
+
+    Raises:
+        ConfigError, CapacityError: naming both settings.
+    """
+    episode, rows = settings.episode, settings.batch.rows
+    prompt = len(chat.open(system_prompt(settings.prompt), "?"))
+    if prompt + 16 > episode.tokens:
+        raise CapacityError(
+            f"episode.tokens = {episode.tokens} is smaller than the prompt of {prompt} tokens and a short question",
+            needed=f"room for the prompt and {settings.episode.turns} turns",
+            fix="raise episode.tokens, or use prompt.style=brief with a policy that knows the form",
+        )
+    if episode.tokens > settings.engine.max_context:
+        raise ConfigError(
+            f"episode.tokens = {episode.tokens} is more than engine.max_context = {settings.engine.max_context}",
+            needed="an engine that holds a whole episode",
+            fix="raise engine.max_context or lower episode.tokens",
+        )
+    if episode.tokens > settings.batch.lengths[-1]:
+        raise ConfigError(
+            f"episode.tokens = {episode.tokens} is more than the longest row of a batch, {settings.batch.lengths[-1]}",
+            needed="rows that hold a whole episode",
+            fix=f"add {episode.tokens} to batch.lengths",
+        )
+    if episode.top_p < 1 or episode.top_k:
+        raise ConfigError(
+            f"episode.top_p = {episode.top_p} and top_k = {episode.top_k} sample from what the trainer cannot compute",
+            needed="top_p = 1 and top_k = 0 for episodes that are trained on",
+            fix="remove both; temperature may be changed",
+        )
+    if rows % row_ways(mesh):
+        raise CapacityError(
+            f"batch.rows = {rows} cannot be spread over the {row_ways(mesh)} devices of the mesh's data and fsdp axes",
+            needed=f"a multiple of {row_ways(mesh)}",
+            fix=f"set batch.rows={-(-rows // row_ways(mesh)) * row_ways(mesh)}",
+        )
+
+
+def in_dtype(weights: Weights, dtype: str) -> Weights:
+    """Return a copy of the weights as the engine holds them; the update donates its own."""
+    return {name: jnp.array(weight, dtype=jnp.dtype(dtype), copy=True) for name, weight in weights.items()}
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs between runs, unless a place for them was chosen already."""
+    if not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "dr_jax" / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

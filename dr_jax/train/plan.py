@@ -1,0 +1,60 @@
+"""Say what a run would do, need and write, without doing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dr_jax.base.config import to_tree
+from dr_jax.base.metrics import Metrics
+from dr_jax.engine.settings import memory_bytes
+from dr_jax.model.sizes import Sizes, parameter_count
+from dr_jax.train.actor import load_actor
+from dr_jax.train.settings import Settings
+
+_MB = 2**20
+
+
+def plan(settings: Settings) -> dict[str, Any]:
+    """Load the policy, check everything that is checked before a run, and return settings, sizes, memory and steps.
+
+    Raises:
+        UserError: as the run itself would.
+    """
+    actor = load_actor(settings, Metrics())
+    sizes, rollout = actor.sizes, settings.rollout
+    return {
+        "settings": to_tree(settings),
+        "parameters": parameter_count(sizes),
+        "devices": [str(device) for device in actor.mesh.devices.flat],
+        "mesh": dict(actor.mesh.shape),
+        "memory_mb": memory(settings, sizes),
+        "plan": {
+            "updates": settings.steps,
+            "episodes_per_update": rollout.groups * rollout.group_size,
+            "most_tokens_per_update": rollout.groups * rollout.group_size * settings.episode.tokens,
+            "rows_per_micro_batch": f"{settings.batch.rows} x {list(settings.batch.lengths)}",
+            "held_out_questions": settings.eval.questions,
+            "writes": f"{settings.out}/{settings.name}/",
+        },
+        "jax": jax.__version__,
+    }
+
+
+def memory(settings: Settings, sizes: Sizes) -> dict[str, float]:
+    """Return the lasting memory of a run in MiB, over all devices, by part; activations come on top.
+
+    AdamW and Muon keep at most two float32 numbers per weight.
+    """
+    weights = parameter_count(sizes)
+    parts = {
+        "weights": 4 * weights,
+        "optimizer": 8 * weights,
+        "gradients": 4 * weights,
+        "engine_weights": jnp.dtype(settings.model.dtype).itemsize * weights,
+        "engine_pages": memory_bytes(settings.engine, sizes),
+        "reference": 4 * weights if settings.loss.needs_reference else 0,
+    }
+    return {name: round(size / _MB, 1) for name, size in {**parts, "all": sum(parts.values())}.items()}
