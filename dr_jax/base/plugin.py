@@ -23,7 +23,9 @@ def named(reference: str) -> Any:
     """
     module_name, colon, attribute = reference.partition(":")
     if not colon or not module_name or not attribute:
-        raise ConfigError(f"{reference!r} names no part", needed="`module:attribute`", fix="write it as `my_module:my_function`")
+        raise ConfigError(
+            f"{reference!r} names no part", needed="`module:attribute`", fix="write it as `my_module:my_function`"
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
@@ -40,4 +42,6 @@ def named(reference: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError as error:
-        raise ConfigError(f"{module_name} has no {attribute!r} (for {reference!r})", needed="a function or class in it") from error
+        raise ConfigError(
+            f"{module_name} has no {attribute!r} (for {reference!r})", needed="a function or class in it"
+        ) from error
