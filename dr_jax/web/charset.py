@@ -35,7 +35,10 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codec
 _META = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_.:-]{2,40})", re.IGNORECASE)
 _XML = re.compile(rb"^\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([a-zA-Z0-9_.:-]{2,40})")
 _LOOKED_AT = 16_384  # bytes in which a meta tag is looked for, and that detection reads
-_STRAY = 0.005  # share of characters that may be undecodable before a claim is taken to be wrong
+_STRAY = 0.1  # share of the characters beyond ASCII that may be undecodable before a claim is taken to be wrong
+_ENOUGH = 16  # bytes beyond ASCII, without which detection is guessing
+_FOREIGN = re.compile(r"[^\x00-\x7f]")
+_KANA = re.compile(r"[\u3041-\u30fe]")
 
 
 def decode(body: bytes, declared: str = "") -> str:
@@ -60,10 +63,20 @@ def decode(body: bytes, declared: str = "") -> str:
         text = tried.setdefault(name, body.decode(name, errors="replace"))
         if _fits(text):
             return text
-    found = from_bytes(head).best()
-    if found is not None and (name := _codec(found.encoding)):
-        tried[name] = body.decode(name, errors="replace")
+    guess = _detected(head)
+    tried[guess] = body.decode(guess, errors="replace")
     return min(tried.values(), key=_undecodable)
+
+
+def _detected(head: bytes) -> str:
+    for name in ("euc_jp", "cp932"):  # taken for Korean by detection; no Japanese text goes without kana, and no other has many
+        text = head.decode(name, errors="replace")
+        if 4 * len(_KANA.findall(text)) > len(_FOREIGN.findall(text)) and _fits(text):
+            return name
+    if sum(byte > 127 for byte in head) < _ENOUGH:
+        return "cp1252"
+    found = from_bytes(head).best()
+    return (_codec(found.encoding) if found is not None else "") or "cp1252"
 
 
 def _codec(label: str) -> str:
@@ -86,4 +99,5 @@ def _undecodable(text: str) -> int:
 
 
 def _fits(text: str) -> bool:
-    return _undecodable(text) <= _STRAY * len(text)
+    """Whether nearly all that is not ASCII could be decoded."""
+    return _STRAY * len(_FOREIGN.findall(text)) >= _undecodable(text)

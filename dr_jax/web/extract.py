@@ -29,6 +29,7 @@ _MAX_LINKS = 1_000
 _MAX_URL = 2_000
 _MAX_ELEMENTS = 20_000  # above, trafilatura takes seconds; the visible text is taken as it stands
 _SHORT = 1_500  # characters of visible text that leave nothing to choose from
+_TABULAR = 0.5  # share of the text in tables above which there is no other main text; trafilatura may take rows apart
 _LITTLE = 250  # characters below which trafilatura's answer is not trusted on a longer page
 _HTML = {"text/html", "application/xhtml+xml"}
 _UNSEEN = (
@@ -79,21 +80,33 @@ def _read_html(markup: str, url: str) -> tuple[str, str, tuple[tuple[str, str], 
         root = document_fromstring(_seen(markup).encode(), parser=parser)
     except etree.ParserError:  # there is nothing in it
         return "", "", ()
+    _join(root)
     title, links = _title(root), _links(root, url)
     if any("depth" in error.message for error in parser.error_log):  # libxml2 dropped the rest: read it as flat text
         return title, BeautifulSoup(markup, "lxml").get_text("\n", strip=True), links
     return title, _main(root), links
 
 
+def _join(root: HtmlElement) -> None:
+    """Put what follows a premature `</html>`, which the parser makes a second root, back into the page."""
+    body = root.find("body")
+    for extra in list(root.itersiblings()):
+        for part in (extra, *extra.iter("html", "head", "body")):
+            part.tag = "div"
+        (root if body is None else body).append(extra)
+
+
 def _main(root: HtmlElement) -> str:
     """Return the main text of a parsed page; the tree is used up."""
     prune(root)
-    short = root.xpath("string-length(normalize-space(.))") <= _SHORT
+    size = root.xpath("string-length(normalize-space(.))")
     large = root.xpath("count(//*)") > _MAX_ELEMENTS
-    main = "" if short or large else _of_trafilatura(root)
+    found = list(tables(root))
+    tabular = sum(len(row) for table in found for row in table) > _TABULAR * size
+    main = "" if size <= _SHORT or large or tabular else _of_trafilatura(root)
     if len(main) < _LITTLE:
         return "\n".join(lines(root))
-    lost = [row for table in tables(root) if not _tells(main, table) for row in table]
+    lost = [row for table in found if not _tells(main, table) for row in table]
     return "\n".join((main, *lost))
 
 
@@ -105,9 +118,9 @@ def _of_trafilatura(root: HtmlElement) -> str:
 
 
 def _tells(text: str, table: list[str]) -> bool:
-    """Whether most of the cells of a table's first rows are in the text."""
-    cells = [cell for row in table[:20] for cell in row.split(" | ")]
-    return sum(cell in text for cell in cells) * 2 > len(cells)
+    """Whether most of a table's first rows are in the text."""
+    rows = table[:20]
+    return 2 * sum(row in text for row in rows) > len(rows)
 
 
 def _title(root: HtmlElement) -> str:

@@ -98,8 +98,10 @@ class Guard:
                 return WebError("refused", f"{shown} names port {parsed.port}; only 80 and 443 are opened")
             if (why := _refused_host(host)) is not None:
                 return WebError("refused", f"{shown} is not opened: {why}")
-        path = parsed if parsed.raw_path else parsed.with_path("/")
-        return str(path.with_host(host).with_fragment(None))
+        where = f"[{host}]" if ":" in host else host
+        port = "" if parsed.is_default_port() else f":{parsed.port}"
+        query = f"?{parsed.raw_query_string}" if parsed.raw_query_string else ""
+        return f"{parsed.scheme}://{where}{port}{parsed.raw_path or '/'}{query}"
 
     def vet_addresses(self, host: str, found: Iterable[str]) -> list[str]:
         """Return those of a name's addresses that may be reached.

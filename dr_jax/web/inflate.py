@@ -7,7 +7,6 @@ Holds: memory grows by the cap and one step, however large the content claims to
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -17,6 +16,7 @@ ACCEPTED = "gzip, deflate, zstd"
 
 _STEP = 65_536
 _WINDOW = 8 << 20  # bytes; RFC 9659: nobody has to take a larger zstd window over HTTP
+_SLICE = 64  # bytes of zstd at a time: four of them can stand for 128 KiB
 _MOST = 3  # encodings on top of each other
 
 
@@ -39,7 +39,7 @@ def inflate(wire: bytes, encoding: str, cap: int) -> tuple[bytes, bool]:
     if len(layers) > _MOST:
         raise EncodingError(f"{len(layers)} content encodings on top of each other")
     content, cut = wire, False
-    for name in reversed(layers):
+    for name in reversed(layers if wire else []):
         if name not in _CODECS:
             raise EncodingError(f"content encoding {name[:40]!r}")
         content, more = _bounded(_CODECS[name](content), cap)
@@ -89,10 +89,18 @@ def _zlib(codec: zlib._Decompress, wire: bytes) -> Iterator[bytes]:
 
 
 def _zstd(wire: bytes) -> Iterator[bytes]:
-    codec = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
-    with codec.stream_reader(io.BytesIO(wire), read_across_frames=True) as reader:
-        while piece := reader.read(_STEP):
-            yield piece
+    rest = memoryview(wire)
+    while rest:  # frames may follow each other
+        codec = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
+        while rest and not codec.eof:
+            piece = codec.decompress(rest[:_SLICE])
+            rest = rest[_SLICE:]
+            if piece:
+                yield piece
+        if not codec.eof:
+            raise EOFError
+        if codec.unused_data:
+            rest = memoryview(codec.unused_data + bytes(rest))
 
 
 _CODECS: dict[str, Callable[[bytes], Iterator[bytes]]] = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate, "zstd": _zstd}

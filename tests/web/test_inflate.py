@@ -1,0 +1,71 @@
+import gzip
+import random
+import tracemalloc
+import zlib
+
+import pytest
+import zstandard
+
+from dr_jax.web.inflate import EncodingError, inflate
+
+TEXT = b"The bridge was opened in 1423. " * 200
+
+
+def raw_deflate(content: bytes) -> bytes:
+    codec = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return codec.compress(content) + codec.flush()
+
+
+CODECS = {"gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstandard.ZstdCompressor().compress}
+
+
+@pytest.mark.parametrize(
+    ("wire", "encoding"),
+    [
+        (TEXT, ""),
+        (TEXT, "identity"),
+        *((code(TEXT), name) for name, code in CODECS.items()),
+        (gzip.compress(TEXT), "X-GZIP"),
+        (raw_deflate(TEXT), "deflate"),
+        (gzip.compress(zlib.compress(TEXT)), "deflate, gzip"),
+        (gzip.compress(TEXT[:100]) + gzip.compress(TEXT[100:]) + b"\0\0", "gzip"),
+        (CODECS["zstd"](TEXT[:100]) + CODECS["zstd"](TEXT[100:]), "zstd"),
+    ],
+)
+def test_what_was_packed_comes_out(wire: bytes, encoding: str) -> None:
+    assert inflate(wire, encoding, 1 << 20) == (TEXT, False)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_bomb_stops_at_the_cap(name: str) -> None:
+    """64 MB of zeros, packed once, twice, and member after member."""
+    once = CODECS[name](b"\0" * (16 << 20))
+    bombs = [(once, name), (CODECS[name](once), f"{name}, {name}"), (once * 4, name)]
+    tracemalloc.start()
+    for bomb, encoding in bombs:
+        body, cut = inflate(bomb, encoding, 1 << 20)
+        assert (len(body), cut) == (1 << 20, True)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_what_breaks_off_is_kept_up_to_there(name: str) -> None:
+    content = random.Random(0).randbytes(300_000).hex().encode()
+    packed = CODECS[name](content)
+    body, cut = inflate(packed[: len(packed) // 2], name, 1 << 20)
+    assert cut
+    assert body == content[: len(body)]
+
+
+@pytest.mark.parametrize(
+    ("wire", "encoding", "why"),
+    [(TEXT, "br", "br"), (TEXT, "gzip", "not gzip"), (TEXT, "zstd", "not zstd"), (TEXT, "gzip, gzip, gzip, gzip", "4 content")],
+)
+def test_what_cannot_be_unpacked_says_so(wire: bytes, encoding: str, why: str) -> None:
+    with pytest.raises(EncodingError, match=why):
+        inflate(wire, encoding, 1 << 20)
+
+
+def test_an_empty_body_is_empty_in_any_encoding() -> None:
+    assert [inflate(b"", name, 10) for name in ("", "gzip", "deflate", "zstd")] == [(b"", False)] * 4
