@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import DTypeLike
+from jaxtyping import Array, DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -62,7 +62,7 @@ def read(path: str | Path, *, mesh: Mesh | None = None, dtype: DTypeLike = jnp.f
 def write(
     path: str | Path,
     sizes: Sizes,
-    weights: Weights,
+    weights: Mapping[str, Array | np.ndarray],
     *,
     tokenizer_dir: str | Path | None = None,
     max_shard_bytes: int = 4 << 30,
@@ -72,7 +72,7 @@ def write(
     Args:
         path: a directory; made where it is missing.
         sizes: of the model.
-        weights: as `describe` lists them; written in their own dtype.
+        weights: as `describe` lists them, on devices or on the host; written in their own dtype.
         tokenizer_dir: its tokenizer files are copied.
         max_shard_bytes: a file is closed before it would grow beyond this.
 
@@ -163,7 +163,7 @@ def _extra(found: Mapping[str, Any], needed: Mapping[str, tuple[int, ...]], size
             yield f"{name} {list(found[name].get_shape())}", f"no {name}: this architecture has no such weight"
 
 
-def _shards(sizes: Sizes, weights: Weights, limit: int) -> list[list[tuple[str, int | None, str]]]:
+def _shards(sizes: Sizes, weights: Mapping[str, Array | np.ndarray], limit: int) -> list[list[tuple[str, int | None, str]]]:
     shards: list[list[tuple[str, int | None, str]]] = [[]]
     held = 0
     for ours, layer, theirs, shape in layout.each(sizes):
@@ -176,6 +176,6 @@ def _shards(sizes: Sizes, weights: Weights, limit: int) -> list[list[tuple[str, 
     return shards
 
 
-def _theirs(weights: Weights, ours: str, layer: int | None) -> np.ndarray:
+def _theirs(weights: Mapping[str, Array | np.ndarray], ours: str, layer: int | None) -> np.ndarray:
     weight = weights[ours] if layer is None else weights[ours][layer]
     return np.ascontiguousarray(layout.FORMS[ours].theirs(hosts.whole(weight)))

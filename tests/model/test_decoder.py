@@ -90,9 +90,9 @@ def test_a_cache_is_carried_through_the_layers(small: tuple[Sizes, Weights]) -> 
         assert (q_BTHC.shape, k_BTKC.shape, v_BTKC.shape) == ((8, 16, 4, 8), (8, 16, 2, 8), (8, 16, 2, 8))
         return jnp.zeros_like(q_BTHC), calls_L.at[layer].add(10 + layer)
 
-    _, calls_L = jax.jit(lambda calls_L: hidden_states(weights, sizes, IDS, POSITIONS, attend, calls_L))(
-        jnp.zeros(3, jnp.int32)
-    )
+    _, calls_L = jax.jit(
+        lambda calls_L: hidden_states(weights, sizes, jnp.asarray(IDS), jnp.asarray(POSITIONS), attend, calls_L)
+    )(jnp.zeros(3, jnp.int32))
     assert calls_L.tolist() == [10, 11, 12]
 
 
