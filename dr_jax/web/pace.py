@@ -89,7 +89,7 @@ class Slots:
 
 
 class Pace:
-    """Slots for every host that is asked, and for the search provider.
+    """Slots for every host that is asked, for a search provider, and for all together.
 
     Args:
         settings: the limits.
@@ -99,7 +99,11 @@ class Pace:
         self.settings = settings
         self._hosts: OrderedDict[str, Slots] = OrderedDict()
         self.all = Slots(settings.concurrent, None, 1)
-        self.search = Slots(settings.concurrent, settings.searches_per_s, max(1, int(settings.searches_per_s)))
+
+    def search(self, *, own: bool) -> Slots:
+        """Return slots for a search provider; one of our own is asked as often as we like."""
+        per_s = self.settings.searches_per_s
+        return Slots(self.settings.concurrent, None if own else per_s, max(1, int(per_s)))
 
     @asynccontextmanager
     async def host(self, host: str, *, own: bool = False) -> AsyncIterator[None]:

@@ -33,7 +33,6 @@ _LOG = logger(__name__)
 _APPLICATION = 0x64726A78  # "drjx": tells a tape from any other SQLite file
 _VERSION = 1
 _LEVEL = 3
-_BUSY_S = 10.0
 _SCHEMA = (
     "create table blobs (sha256 blob primary key, size integer not null, data blob not null) without rowid",
     """create table entries (kind text not null, key text not null, at real not null, meta text not null, sha256 blob,
@@ -59,18 +58,20 @@ class TapeSettings:
         path: of the file; needed unless `live`.
         search_days: how long a search result is fresh in `record`.
         page_days: how long a page is.
+        busy_s: how long a file that another process writes to is waited for.
     """
 
     mode: Literal["live", "record", "replay"] = "live"
     path: str = ""
     search_days: float = 7.0
     page_days: float = 1.0
+    busy_s: float = 10.0
 
     def __post_init__(self) -> None:
         if self.mode != "live" and not self.path:
             raise ValueError(f"mode is {self.mode}, which needs the path of a tape")
-        if min(self.search_days, self.page_days) < 0:
-            raise ValueError("search_days and page_days cannot be negative")
+        if min(self.search_days, self.page_days, self.busy_s) < 0:
+            raise ValueError("search_days, page_days and busy_s cannot be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ class Tape:
             ) from error
 
     def _connect(self) -> None:
-        base = self._base = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
+        base = self._base = sqlite3.connect(self._path, timeout=self._settings.busy_s, isolation_level=None)
         if not self.replays:
             if base.execute("pragma journal_mode").fetchone()[0] != "wal":
                 base.execute("pragma journal_mode = wal")

@@ -106,8 +106,14 @@ class Web:
             self._fetcher = await stack.enter_async_context(
                 Fetcher(settings.fetch, self._guard, self._pace, metrics, self._lookup)
             )
-            url = SERPER_URL if settings.search == "serper" else LITTLEWEB_URL
-            self._provider: SearchAdapter = SerperSearch(url, settings.results, self._fetcher, self._pace.search, self._key)
+            own = settings.search == "littleweb"
+            self._provider: SearchAdapter = SerperSearch(
+                LITTLEWEB_URL if own else SERPER_URL,
+                settings.results,
+                self._fetcher,
+                self._pace.search(own=own),
+                self._key,
+            )
             half = settings.memory_mb << 19
             self._searches = Once[Hits | WebError](_size_of_hits, half, settings.tape.search_days * _DAY_S)
             self._pages = Once[Page | WebError](_size_of_page, half, settings.tape.page_days * _DAY_S)

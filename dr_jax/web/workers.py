@@ -147,8 +147,14 @@ class Extractors:
         self._workers: set[_Worker] = set()
 
     async def __aenter__(self) -> Extractors:
-        for _ in range(self._settings.workers):  # they load their libraries while the first pages are fetched
-            self._free.put_nowait(await self._start())
+        try:
+            for _ in range(self._settings.workers):  # they load their libraries while the first pages are fetched
+                self._free.put_nowait(await self._start())
+        except BaseException as error:
+            await self.__aexit__()
+            if isinstance(error, OSError):
+                raise WorldDownError(f"The process that reads pages could not be started: {error.strerror}") from error
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
