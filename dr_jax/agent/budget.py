@@ -17,6 +17,15 @@ class Budget:
     turns: int
     tokens: int
 
+    @property
+    def must_answer(self) -> bool:
+        """Whether no tool may be called any more."""
+        return self.turns <= 0
+
+    def spend_turn(self) -> None:
+        """Count one generation that was shown something in return."""
+        self.turns -= 1
+
     def for_generation(self, used: int, most: int) -> int:
         """Return how many ids the next generation may draw; 0 when there is no room for any.
 
@@ -25,3 +34,7 @@ class Budget:
             most: of one generation.
         """
         return max(0, min(most, self.tokens - used))
+
+    def holds(self, used: int) -> bool:
+        """Whether a trajectory of so many ids leaves room to say at least one more."""
+        return used < self.tokens

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,9 +72,14 @@ class PromptSettings:
     date: str = ""
 
 
-def system_prompt(settings: PromptSettings) -> str:
-    """Write the system prompt."""
+def system_prompt(settings: PromptSettings, schemas: Sequence[dict[str, Any]] = SCHEMAS) -> str:
+    """Write the system prompt.
+
+    Args:
+        settings: style and date.
+        schemas: of the tools; `World.schemas` where there are more than the two.
+    """
     if settings.style == "brief":
         return _BRIEF
     date = settings.date or datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    return _FULL.format(date=date, schemas="\n".join(json.dumps(schema) for schema in SCHEMAS))
+    return _FULL.format(date=date, schemas="\n".join(json.dumps(schema, ensure_ascii=False) for schema in schemas))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from dr_jax.base.errors import CapacityError
 from dr_jax.base.metrics import Metrics
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import Policy, RequestKey, Sampling
@@ -23,6 +25,7 @@ from dr_jax.web.page import Page
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"[^\n.!?]+(?:[.!?]+(?!\s)[^\n.!?]+)*[.!?]*")
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
+_SENTENCE_CHARS = 600  # a longer run without a full stop is cut: minified text, lists, other scripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +85,14 @@ class ExtractiveReader:
 
     async def read(self, page: Page, task: Task, key: RequestKey) -> tuple[Reading, ...]:
         """Read until a segment has told something that the sub-question asked for."""
-        known = set(task.known)
+        known = " ".join(task.known)
         readings: list[Reading] = []
         for number, segment in enumerate(segments(page.text, self._settings), start=1):
-            said = [one for one in best_sentences(segment, task, self._settings.sentences) if one not in known]
+            said = best_sentences(segment, task, self._settings.sentences, known)
             if not said:
                 continue
             readings.append(Reading(number, " ".join(said)))
-            known.update(said)
+            known = f"{known} {readings[-1].summary}"
             if _covered(task.sub_question, said):
                 break
         return tuple(readings)
@@ -114,7 +117,7 @@ class PolicyReader:
         known, readings = list(task.known), list[Reading]()
         for number, segment in enumerate(cut, start=1):
             told, go_on = await self._reply(
-                segment, Task(task.question, task.sub_question, tuple(known)), number, len(cut), key
+                segment, Task(task.question, task.sub_question, tuple(known)), number, len(cut), page.url, key
             )
             if told:
                 readings.append(Reading(number, told))
@@ -123,7 +126,7 @@ class PolicyReader:
                 break
         return tuple(readings)
 
-    async def _reply(self, segment: str, task: Task, number: int, count: int, key: RequestKey) -> tuple[str, bool]:
+    async def _reply(self, segment: str, task: Task, number: int, count: int, url: str, key: RequestKey) -> tuple[str, bool]:
         asked = {
             "question": task.question,
             "sub_question": task.sub_question,
@@ -134,15 +137,32 @@ class PolicyReader:
         }
         prompt = self._chat.open(_READ, json.dumps(asked, ensure_ascii=False))
         sampling = Sampling(self._settings.max_new_tokens, temperature=0.0, stop_ids=self._chat.stop_ids)
-        here = RequestKey(key.run, key.question, key.sibling, key.turn, f"{key.purpose}/read:{number}")
-        sampled = await self._policy.sample(prompt, sampling, here)
-        found = _OBJECT.search(self._chat.tokenizer.decode(sampled.ids))
+        here = RequestKey(key.run, key.question, key.sibling, key.turn, f"{key.purpose}/read:{url}:{number}")
         try:
-            reply: Any = json.loads(found.group()) if found else None
-            return str(reply["information"]).strip(), bool(reply["page_down"])
-        except (json.JSONDecodeError, KeyError, TypeError):
+            sampled = await self._policy.sample(prompt, sampling, here)
+        except CapacityError:
+            self._metrics.add("reader/segments_too_long")
+            return self._extracted(segment, task), False
+        reply = _reply_in(self._chat.tokenizer.decode(sampled.ids))
+        if reply is None:
             self._metrics.add("reader/unreadable_replies")
-            return " ".join(best_sentences(segment, task, self._settings.sentences)), False
+            return self._extracted(segment, task), False
+        return reply
+
+    def _extracted(self, segment: str, task: Task) -> str:
+        return " ".join(best_sentences(segment, task, self._settings.sentences, " ".join(task.known)))
+
+
+def _reply_in(text: str) -> tuple[str, bool] | None:
+    """Read what is new and whether to go on from a model's reply; None when it is not what was asked for."""
+    found = _OBJECT.search(text)
+    try:
+        reply: Any = json.loads(found.group()) if found else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(reply, dict) or not isinstance(reply.get("information"), str):
+        return None
+    return reply["information"].strip(), reply.get("page_down") in (True, "true", "True", "yes")
 
 
 _READ = (
@@ -173,13 +193,13 @@ def segments(text: str, settings: ReaderSettings) -> Iterator[str]:
         start = end
 
 
-def best_sentences(segment: str, task: Task, count: int) -> list[str]:
+def best_sentences(segment: str, task: Task, count: int, known: str = "") -> list[str]:
     """Return the sentences with the highest BM25 score for the sub-question and question, in page order.
 
     Robertson and Zaragoza, "The Probabilistic Relevance Framework" (2009), with k1 = 1.2, b = 0.75, the segment's sentences
-    as documents. Words of the sub-question count twice.
+    as documents. Words of the sub-question count twice. What is known already is left out.
     """
-    sentences = list(dict.fromkeys(found for match in _SENTENCE.findall(segment) if (found := match.strip())))
+    sentences = [one for one in dict.fromkeys(_sentences(segment)) if one not in known]
     bags = [Counter(_words(sentence)) for sentence in sentences]
     wanted = Counter(_words(task.sub_question) * 2 + _words(task.question))
     mean = sum(map(Counter.total, bags)) / max(len(bags), 1)
@@ -196,6 +216,15 @@ def best_sentences(segment: str, task: Task, count: int) -> list[str]:
     scores = [score(bag) for bag in bags]
     best = sorted(range(len(sentences)), key=lambda place: (-scores[place], place))[:count]
     return [sentences[place] for place in sorted(best) if scores[place] > 0]
+
+
+def _sentences(segment: str) -> Iterator[str]:
+    for match in _SENTENCE.findall(segment):
+        sentence = match.strip()
+        if len(sentence) > _SENTENCE_CHARS:
+            yield from textwrap.wrap(sentence, _SENTENCE_CHARS, break_on_hyphens=False)
+        elif sentence:
+            yield sentence
 
 
 def _covered(sub_question: str, said: Sequence[str]) -> bool:

@@ -6,15 +6,20 @@ Out:   Observation: JSON text in DeepResearcher's shapes, bounded; what went wro
 
 from __future__ import annotations
 
-import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import urldefrag
 
 from dr_jax.agent.reader import Reader, Task
+from dr_jax.agent.together import together
 from dr_jax.tokens.chat import harmless
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.web.page import Hit, Page, WebError
+
+_URL_CHARS = 2000  # of an address worth showing: longer ones are not used by people
+_CUT = " … [cut]"
 
 
 class Web(Protocol):
@@ -37,22 +42,32 @@ class ToolSettings:
         queries: of one search call.
         results: shown per query.
         urls: of one browse call.
+        calls: of one generation; those beyond are not carried out, and the policy is told so.
         snippet_chars: of a result's summary.
-        observation_chars: of a whole observation; what is over is cut and said so.
+        observation_tokens: of what one call shows; the longest texts of it are shortened until it fits.
         parallel: read the pages of one call at once, each with the memory of before the call, instead of one after another.
+        extra: tools of your own, each `module:function`; see `agent.world.Tool`.
     """
 
     queries: int = 3
     results: int = 10
     urls: int = 3
+    calls: int = 1
     snippet_chars: int = 400
-    observation_chars: int = 16000
+    observation_tokens: int = 4096
     parallel: bool = False
+    extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("queries", "results", "urls", "snippet_chars", "observation_chars"):
+        for name in ("queries", "results", "urls", "calls", "snippet_chars"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; at least 1 is needed")
+        if self.observation_tokens < 64:
+            raise ValueError(f"observation_tokens = {self.observation_tokens}; at least 64 are needed to say anything")
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
 
 
 @dataclass(slots=True)
@@ -61,15 +76,25 @@ class Memory:
 
     Args:
         question: the main question.
-        urls: every address that a search of this episode returned.
+        measure: how many tokens a text takes; bytes, which are never fewer, when nobody knows better.
+        urls: every address that a search of this episode returned, by what it is recognised with.
         query: the latest search, the reader's sub-question.
         known: what readers have told for that query.
     """
 
     question: str
-    urls: set[str] = field(default_factory=set)
+    measure: Callable[[str], int] = _bytes
+    urls: dict[str, str] = field(default_factory=dict)
     query: str = ""
     known: list[str] = field(default_factory=list)
+
+    def saw(self, url: str) -> None:
+        """Remember that a search returned this address."""
+        self.urls.setdefault(_recognised(url), url)
+
+    def seen(self, url: str) -> str | None:
+        """Return the address as a search returned it; None when none did."""
+        return self.urls.get(_recognised(url))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,56 +115,127 @@ async def web_search(arguments: dict[str, Any], memory: Memory, web: Web, settin
     queries = _texts(arguments, "query", settings.queries)
     if isinstance(queries, Observation):
         return queries
-    answers = await asyncio.gather(*(web.search(query) for query in queries))
+    answers = await together(web.search(query) for query in queries)
     shown: list[dict[str, Any]] = []
-    failed = ""
+    errors: list[str] = []
     for query, hits in zip(queries, answers, strict=True):
         if isinstance(hits, WebError):
-            failed = f"search for {query!r} failed: {hits.message}"
+            errors.append(f"search for {query!r} failed: {hits.message}")
             shown.append({"search_query": query, "error": hits.message})
             continue
-        found = hits[: settings.results]
-        memory.urls.update(hit.url for hit in found)
-        shown.append({"search_query": query, "web_page_info_list": [_info(hit, settings) for hit in found]})
+        found = [hit for hit in hits if len(hit.url) <= _URL_CHARS][: settings.results]
+        for hit in found:
+            memory.saw(hit.url)
+        entry: dict[str, Any] = {"search_query": query, "web_page_info_list": [_info(hit, settings) for hit in found]}
+        shown.append(entry if found else entry | {"note": "Nothing was found; try other words."})
     memory.query, memory.known = "; ".join(queries), []
-    return Observation(_bounded(shown, settings), failed)
+    return Observation(bounded(shown, settings.observation_tokens, memory.measure), "; ".join(errors))
 
 
 async def browse_webpage(
     arguments: dict[str, Any], memory: Memory, web: Web, settings: ToolSettings, *, reader: Reader, key: RequestKey
 ) -> Observation:
-    """Open pages that a search of this episode has found, and tell what the reader makes of them."""
+    """Open pages that a search of this episode has found, and tell what the reader makes of them.
+
+    Pages are fetched at once and read in the order given, so that each reader knows what the earlier ones told.
+    """
     urls = _texts(arguments, "url_list", settings.urls)
     if isinstance(urls, Observation):
         return urls
-    strangers = [url for url in urls if url not in memory.urls]
-    if strangers:
-        return mistake(f"{strangers[0][:200]} is in no search result of yours; open addresses that a search returned")
-    told: list[dict[str, Any]] = []
+    urls = list(dict.fromkeys(urls))
+    pages = await together(_opened(url, memory, web) for url in urls)
     if settings.parallel:
         before = tuple(memory.known)
-        told = list(await asyncio.gather(*(_told(url, before, memory, web, reader, key) for url in urls)))
+        told = await together(_told(url, page, before, memory, reader, key) for url, page in zip(urls, pages, strict=True))
     else:
-        for url in urls:
-            told.append(await _told(url, tuple(memory.known), memory, web, reader, key))
-    failed = "; ".join(str(one["error"]) for one in told if "error" in one)
-    return Observation(_bounded(told, settings), failed)
+        told = [await _told(url, page, tuple(memory.known), memory, reader, key) for url, page in zip(urls, pages, strict=True)]
+    errors = "; ".join(f"{one['url'][:200]}: {one['error']}" for one in told if "error" in one)
+    return Observation(bounded(told, settings.observation_tokens, memory.measure), errors)
 
 
-async def _told(url: str, known: tuple[str, ...], memory: Memory, web: Web, reader: Reader, key: RequestKey) -> dict[str, Any]:
-    page = await web.open(url)
-    if isinstance(page, WebError):
-        return {"url": url, "error": page.message}
+async def _opened(url: str, memory: Memory, web: Web) -> Page | str:
+    seen = memory.seen(url)
+    if seen is None:
+        return "this address is in no search result of yours; open addresses that a search returned"
+    page = await web.open(seen)
+    return page.message if isinstance(page, WebError) else page
+
+
+async def _told(
+    url: str, page: Page | str, known: tuple[str, ...], memory: Memory, reader: Reader, key: RequestKey
+) -> dict[str, Any]:
+    if isinstance(page, str):
+        return {"url": url[:_URL_CHARS], "error": page}
     readings = await reader.read(page, Task(memory.question, memory.query or memory.question, known), key)
     memory.known += [reading.summary for reading in readings]
     if not readings:
-        return {"url": url, "information": [{"page_number": 1, "page_summary": "Nothing about this on the page."}]}
-    pages = [{"page_number": reading.page_number, "page_summary": harmless(reading.summary)} for reading in readings]
+        nothing = f"Nothing {'new ' if known else ''}about this on the page."
+        return {"url": url, "information": [{"page_number": 1, "page_summary": nothing}]}
+    pages = [{"page_number": reading.page_number, "page_summary": shown(reading.summary)} for reading in readings]
     return {"url": url, "information": pages}
 
 
+def shown(text: str) -> str:
+    """Make foreign text fit to be shown: no control tags of ours, no half characters, no zero bytes."""
+    return harmless(whole(text).replace("\x00", ""))
+
+
+def whole(text: str) -> str:
+    """Return the text with halves of surrogate pairs replaced: JSON can spell them, UTF-8 cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def bounded(content: list[dict[str, Any]], limit: int, measure: Callable[[str], int]) -> str:
+    """Write content as JSON of at most `limit` tokens; its longest texts are shortened, addresses are kept.
+
+    Args:
+        content: JSON values.
+        limit: in tokens.
+        measure: how many tokens a text takes.
+    """
+    text = json.dumps(content, ensure_ascii=False)
+    used = _used(text, limit, measure)
+    widest = max(map(len, _texts_in(content)), default=0)
+    while used > limit and widest > 16:
+        widest = min(widest - 1, max(16, int(widest * 0.95 * limit / used)))
+        text = json.dumps(_shortened(content, widest), ensure_ascii=False)
+        used = _used(text, limit, measure)
+    return cut(text, limit) if used > limit else text
+
+
+def cut(text: str, limit: int) -> str:
+    """Return so much of the text as surely fits into `limit` tokens, whatever the tokenizer: a token is a byte or more."""
+    return text.encode()[: limit - len(_CUT.encode())].decode("utf-8", "ignore") + _CUT
+
+
+def _used(text: str, limit: int, measure: Callable[[str], int]) -> int:
+    length = _bytes(text)
+    return length if length <= limit else measure(text)
+
+
+def _texts_in(value: Any, name: str = "") -> list[str]:
+    if isinstance(value, str):
+        return [] if name in ("url", "search_query") else [value]
+    if isinstance(value, dict):
+        return [text for key, one in value.items() for text in _texts_in(one, key)]
+    return [text for one in value for text in _texts_in(one)] if isinstance(value, list) else []
+
+
+def _shortened(value: Any, widest: int, name: str = "") -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= widest or name in ("url", "search_query") else value[: widest - 1] + "…"
+    if isinstance(value, dict):
+        return {key: _shortened(one, widest, key) for key, one in value.items()}
+    return [_shortened(one, widest) for one in value] if isinstance(value, list) else value
+
+
 def _info(hit: Hit, settings: ToolSettings) -> dict[str, str]:
-    return {"title": harmless(hit.title), "url": hit.url, "quick_summary": harmless(hit.snippet[: settings.snippet_chars])}
+    return {"title": shown(hit.title), "url": hit.url, "quick_summary": shown(hit.snippet[: settings.snippet_chars])}
+
+
+def _recognised(url: str) -> str:
+    """What two spellings of one address share: nothing of its fragment, nor a slash at its end."""
+    return urldefrag(url.strip()).url.rstrip("/") if "[" not in url else url.strip()
 
 
 def _texts(arguments: dict[str, Any], name: str, most: int) -> list[str] | Observation:
@@ -152,10 +248,3 @@ def _texts(arguments: dict[str, Any], name: str, most: int) -> list[str] | Obser
     if len(texts) > most:
         return mistake(f"{name} holds {len(texts)} entries; at most {most} are taken at once")
     return texts
-
-
-def _bounded(content: list[dict[str, Any]], settings: ToolSettings) -> str:
-    text = json.dumps(content, ensure_ascii=False)
-    if len(text) <= settings.observation_chars:
-        return text
-    return f"{text[: settings.observation_chars]} … [cut: {len(text) - settings.observation_chars} more characters]"

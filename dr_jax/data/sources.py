@@ -17,6 +17,7 @@ from dr_jax.base.errors import DataError
 from dr_jax.data.question import Question
 
 ANSWER_SPLIT = "<|answer_split|>"
+_WORDS: dict[type, str] = {str: "text", dict: "an object", list: "a list", int: "a number"}
 
 
 def read(path: str | Path, limit: int | None = None, *, spread: bool = True, split: str = "train") -> list[Question]:
@@ -152,6 +153,10 @@ def _question(place: str, *, id: str, text: str, answers: list[Any], source: str
     if strays:
         raise DataError(f"{place}: answers holds {strays[0]!r}", needed="a list of texts")
     try:
+        "".join((id, text, source, *answers)).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place} holds half of a surrogate pair", needed="text that UTF-8 can hold") from error
+    try:
         return Question(id, text.strip(), tuple(answer.strip() for answer in answers), source, split, hops)
     except DataError as error:
         raise DataError(f"{place}: {error.found}", needed=error.needed, fix=error.fix) from error
@@ -161,6 +166,8 @@ def _field(row: dict[str, Any], name: str, kinds: tuple[type, ...], place: str) 
     if name not in row:
         raise DataError(f"{place} has no field {name!r}; it has {', '.join(map(repr, row)) or 'none'}", needed=name)
     if not isinstance(row[name], kinds):
-        wanted = " or ".join({"str": "text", "dict": "an object", "list": "a list"}.get(kind.__name__, "a number") for kind in kinds)
+        wanted = " or ".join(
+            {"str": "text", "dict": "an object", "list": "a list"}.get(kind.__name__, "a number") for kind in kinds
+        )
         raise DataError(f"{place}: {name} is {row[name]!r}"[:300], needed=f"{wanted} in {name}")
     return row[name]

@@ -7,6 +7,7 @@ Swap:  name a function of yours as `module:function` in `reward.parts`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -35,6 +36,8 @@ class RewardSettings:
     def __post_init__(self) -> None:
         if not self.parts:
             raise ValueError("reward.parts is empty; at least one part is needed")
+        if not all(math.isfinite(weight) for weight in self.parts.values()):
+            raise ValueError(f"reward.parts = {self.parts}; finite weights are needed")
 
 
 class Total:
@@ -53,10 +56,31 @@ class Total:
         }
 
     def __call__(self, episode: Episode, question: Question) -> Episode:
-        """Return the episode with its rewards; the world's failures earn nothing."""
+        """Return the episode with its rewards; the world's failures earn nothing.
+
+        Raises:
+            ConfigError: a part returned something else than a finite number.
+        """
         if episode.outcome is Outcome.WORLD_FAILED:
             return episode
-        return episode.rewarded({name: weight * part(episode, question) for name, (part, weight) in self._parts.items()})
+        return episode.rewarded(
+            {name: weight * _value(name, part, episode, question) for name, (part, weight) in self._parts.items()}
+        )
+
+
+def _value(name: str, part: Part, episode: Episode, question: Question) -> float:
+    try:
+        value = part(episode, question)
+    except Exception as error:
+        error.add_note(f"raised by the reward part {name!r} on episode {episode.id} ({episode.outcome.value})")
+        raise
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(
+            f"The reward part {name!r} returned {value!r} for episode {episode.id} ({episode.outcome.value})",
+            needed="a finite number",
+            fix="correct that function",
+        )
+    return float(value)
 
 
 def _part(name: str) -> Part:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Literal, assert_never
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, assert_never
 
 from dr_jax.agent.budget import Budget
 from dr_jax.agent.context import ContextManager, ContextSettings, Exchange, make_context
-from dr_jax.agent.tools import Memory, Observation, mistake
+from dr_jax.agent.tools import Memory, Observation, mistake, whole
 from dr_jax.agent.world import World
 from dr_jax.base.errors import CapacityError, WorldDownError
 from dr_jax.data.question import Question
-from dr_jax.tokens.calls import Answer, Calls, Malformed, parse
+from dr_jax.tokens.calls import Answer, Call, Calls, Malformed, parse
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import Policy, RequestKey, Sampled, Sampling
-from dr_jax.tokens.trajectory import Episode, Outcome, ToolEvent, Trajectory, Turn, world
+from dr_jax.tokens.trajectory import Author, Episode, Outcome, ToolEvent, Trajectory, Turn, world
 
 LAST_TURN = "This was the last tool call. Answer now."
 
@@ -42,6 +42,8 @@ class EpisodeSettings:
         prefill: markup put in the policy's mouth at every turn, such as `<think>`; the world's ids, not trained.
         policy_s: deadline of one generation, queueing included.
         world_s: deadline of one tool call.
+        all_s: deadline of the episode. An episode that a deadline ends says nothing about the policy: WORLD_FAILED.
+        context: what the policy still sees of a long episode.
     """
 
     turns: int = 10
@@ -54,6 +56,7 @@ class EpisodeSettings:
     prefill: str = ""
     policy_s: float = 1800.0
     world_s: float = 300.0
+    all_s: float = 7200.0
     context: ContextSettings = field(default_factory=ContextSettings)
 
     def __post_init__(self) -> None:
@@ -61,8 +64,9 @@ class EpisodeSettings:
             raise ValueError(
                 f"turns, tokens and max_new_tokens are {self.turns}, {self.tokens}, {self.max_new_tokens}; at least 1"
             )
-        if min(self.policy_s, self.world_s) <= 0:
-            raise ValueError(f"deadlines policy_s = {self.policy_s}, world_s = {self.world_s}; more than 0 is needed")
+        for name in ("policy_s", "world_s", "all_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)}; a deadline of more than 0 s is needed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,19 @@ class Actors:
     system: str
 
 
+def opening(question: Question, actors: Actors, settings: EpisodeSettings) -> tuple[int, ...]:
+    """Render system prompt and question: the ids that every sibling starts from."""
+    return tuple(actors.chat.open(actors.system, question.text, prefill=settings.prefill))
+
+
 async def run_episode(
-    question: Question, actors: Actors, settings: EpisodeSettings, attempt: Attempt, *, watch: Watch | None = None
+    question: Question,
+    actors: Actors,
+    settings: EpisodeSettings,
+    attempt: Attempt,
+    *,
+    watch: Watch | None = None,
+    opened: Sequence[int] | None = None,
 ) -> Episode:
     """Run one episode to its end.
 
@@ -105,42 +120,55 @@ async def run_episode(
         settings: budgets.
         attempt: which one this is.
         watch: told what happens as it happens.
+        opened: what `opening` returned, where siblings share it.
     """
-    return await _Attempt(question, actors, settings, attempt, watch or (lambda event: None)).run()
+    ids = opening(question, actors, settings) if opened is None else tuple(opened)
+    return await _Attempt(question, actors, settings, attempt, watch or (lambda event: None), ids).run()
 
 
 class _Attempt:
     """The moving parts of one episode."""
 
-    def __init__(self, question: Question, actors: Actors, settings: EpisodeSettings, attempt: Attempt, watch: Watch) -> None:
+    def __init__(
+        self,
+        question: Question,
+        actors: Actors,
+        settings: EpisodeSettings,
+        attempt: Attempt,
+        watch: Watch,
+        opened: tuple[int, ...],
+    ) -> None:
         self._question, self._actors, self._settings, self._attempt, self._watch = question, actors, settings, attempt, watch
         self._context: ContextManager = make_context(settings.context)
         self._budget = Budget(settings.turns, settings.tokens)
-        self._memory = Memory(question.text)
+        self._memory = Memory(question.text, measure=lambda text: len(actors.chat.tokenizer.text(text)))
+        self._opened = opened
         self._closed: list[Trajectory] = []
-        self._trajectory = Trajectory()
+        self._trajectory = Trajectory((world(opened),))
+        self._ids = list(opened)  # of the trajectory; kept beside it, so that a turn costs what it adds
         self._exchanges: tuple[Exchange, ...] = ()
         self._turns: list[Turn] = []
         self._tools: list[ToolEvent] = []
         self._seconds = {"policy": 0.0, "world": 0.0}
+        self._waits_for = ""
 
     async def run(self) -> Episode:
         start = time.perf_counter()
-        opening = self._actors.chat.open(self._actors.system, self._question.text, prefill=self._settings.prefill)
-        self._trajectory = Trajectory((world(opening),))
         self._watch(("prompt", self._question.text))
         answer, failure = None, ""
         try:
-            outcome, answer = await self._converse()
+            async with asyncio.timeout(self._settings.all_s):
+                outcome, answer = await self._converse()
         except WorldDownError as error:
             outcome, failure = Outcome.WORLD_FAILED, str(error)
         except TimeoutError:
-            outcome, failure = Outcome.WORLD_FAILED, "a deadline passed while the episode waited"
+            seconds = time.perf_counter() - start
+            outcome, failure = Outcome.WORLD_FAILED, f"a deadline passed after {seconds:.1f} s, waiting for {self._waits_for}"
         self._watch(("ended", outcome.value))
         return Episode(
             id=f"{self._question.id}.{self._attempt.sibling}",
             question_id=self._question.id,
-            trajectories=(*self._closed, self._trajectory),
+            trajectories=(*self._closed, *self._last()),
             outcome=outcome,
             turns=tuple(self._turns),
             answer=answer,
@@ -148,6 +176,10 @@ class _Attempt:
             seconds={**self._seconds, "all": time.perf_counter() - start},
             failure=failure,
         )
+
+    def _last(self) -> tuple[Trajectory, ...]:
+        """The open trajectory, unless it was opened by a rewriting and nothing was said in it."""
+        return (self._trajectory,) if self._trajectory.by(Author.POLICY) or not self._closed else ()
 
     async def _converse(self) -> tuple[Outcome, str | None]:
         while True:
@@ -162,35 +194,38 @@ class _Attempt:
                 case Malformed(reason):
                     if self._settings.malformed == "end":
                         return Outcome.MALFORMED, None
-                    if self._budget.turns <= 0:
+                    if self._budget.must_answer:
                         return Outcome.OUT_OF_TURNS, None
                     observation = mistake(reason)
                     self._tools.append(ToolEvent(len(self._turns) - 1, "", {}, observation.text, reason))
                 case Calls() as calls:
-                    if self._budget.turns <= 0:
+                    if self._budget.must_answer:
                         return Outcome.OUT_OF_TURNS, None
                     observation = await self._act(calls)
                 case other:
                     assert_never(other)
-            self._budget.turns -= 1
-            self._show(sampled, observation)
+            self._budget.spend_turn()
+            if not self._show(sampled, observation):
+                return Outcome.OUT_OF_TOKENS, None
 
     async def _ask(self) -> Sampled | None:
-        room = self._budget.for_generation(len(self._trajectory), self._settings.max_new_tokens)
+        room = self._budget.for_generation(len(self._ids), self._settings.max_new_tokens)
         if not room:
             return None
         sampling = Sampling(
             room, self._settings.temperature, self._settings.top_p, self._settings.top_k, self._actors.chat.stop_ids
         )
         start = time.perf_counter()
+        self._waits_for = "the policy"
         try:
             async with asyncio.timeout(self._settings.policy_s):
-                sampled = await self._actors.policy.sample(self._trajectory.ids, sampling, self._key(len(self._turns)))
+                sampled = await self._actors.policy.sample(tuple(self._ids), sampling, self._key(len(self._turns)))
         except CapacityError:
             return None
         finally:
             self._seconds["policy"] += time.perf_counter() - start
         self._trajectory = self._trajectory.append(sampled.segment())
+        self._ids += sampled.ids
         return sampled
 
     def _decision(self, sampled: Sampled) -> Calls | Answer | Malformed:
@@ -202,32 +237,49 @@ class _Attempt:
         return parse(self._settings.prefill + text)
 
     async def _act(self, calls: Calls) -> Observation:
+        most = self._actors.world.settings.calls
         shown: list[Observation] = []
-        for call in calls.calls:
+        for call in calls.calls[:most]:
+            call = Call(whole(call.name), _whole(call.arguments))
+            self._waits_for = call.name[:80]
             start = time.perf_counter()
-            async with asyncio.timeout(self._settings.world_s):
-                found = await self._actors.world.call(call, self._memory, self._key(len(self._turns) - 1))
-            seconds = time.perf_counter() - start
-            self._seconds["world"] += seconds
+            try:
+                async with asyncio.timeout(self._settings.world_s):
+                    found = await self._actors.world.call(call, self._memory, self._key(len(self._turns) - 1))
+            finally:
+                seconds = time.perf_counter() - start
+                self._seconds["world"] += seconds
             self._tools.append(ToolEvent(len(self._turns) - 1, call.name, call.arguments, found.text, found.error, seconds))
             shown.append(found)
+        if len(calls.calls) > most:
+            shown.append(mistake(f"{len(calls.calls)} calls at once; only the first {most} were carried out"))
         return shown[0] if len(shown) == 1 else Observation("\n".join(one.text for one in shown))
 
-    def _show(self, sampled: Sampled, observation: Observation) -> None:
-        """Append only the new message; or, if the context manager rewrites the past, open the next trajectory."""
-        text = f"{observation.text}\n{LAST_TURN}" if self._budget.turns <= 0 else observation.text
+    def _show(self, sampled: Sampled, observation: Observation) -> bool:
+        """Append only the new message; or, if the context manager rewrites the past, open the next trajectory.
+
+        Returns:
+            Whether there is room to go on. If not, nothing was appended: the policy never saw it.
+        """
+        text = f"{observation.text}\n{LAST_TURN}" if self._budget.must_answer else observation.text
         self._watch(("observed", text))
-        self._exchanges = (*self._exchanges, Exchange(sampled.ids, sampled.finish == "stop", text))
-        rewritten = self._context.rewrite(self._exchanges)
+        exchanges = (*self._exchanges, Exchange(sampled.ids, sampled.finish == "stop", text))
+        rewritten = self._context.rewrite(exchanges)
         if rewritten is None:
-            self._trajectory = self._trajectory.append(world(self._observed(self._exchanges[-1])))
-            return
-        self._closed.append(self._trajectory)
-        self._exchanges = rewritten
-        ids = self._actors.chat.open(self._actors.system, self._question.text, prefill=self._settings.prefill)
+            new = self._observed(exchanges[-1])
+            if not self._budget.holds(len(self._ids) + len(new)):
+                return False
+            self._trajectory, self._exchanges = self._trajectory.append(world(new)), exchanges
+            self._ids += new
+            return True
+        ids = list(self._opened)
         for exchange in rewritten:
             ids += [*exchange.said, *self._observed(exchange)]
-        self._trajectory = Trajectory((world(ids),))
+        if not self._budget.holds(len(ids)):
+            return False
+        self._closed.append(self._trajectory)
+        self._trajectory, self._exchanges, self._ids = Trajectory((world(ids),)), rewritten, ids
+        return True
 
     def _observed(self, exchange: Exchange) -> list[int]:
         return self._actors.chat.observe(exchange.observation, closed=exchange.closed, prefill=self._settings.prefill)
@@ -236,6 +288,10 @@ class _Attempt:
         return RequestKey(self._attempt.run, self._question.id, self._attempt.sibling, turn, self._attempt.purpose)
 
 
-def greedy(settings: EpisodeSettings, temperature: float) -> EpisodeSettings:
-    """Return the settings with another temperature, for evaluation."""
-    return replace(settings, temperature=temperature)
+def _whole(value: Any) -> Any:
+    """Return JSON values in which every text can be written as UTF-8."""
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, dict):
+        return {whole(name): _whole(one) for name, one in value.items()}
+    return [_whole(one) for one in value] if isinstance(value, list) else value

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+import inspect
+from collections.abc import Awaitable, Callable
 
+from dr_jax.agent.together import together
 from dr_jax.data.question import Question
-from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, run_episode
+from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, opening, run_episode
 from dr_jax.tokens.trajectory import Episode, Group
 
-Rewarding = Callable[[Episode, Question], Episode]
+Rewarding = Callable[[Episode, Question], Episode | Awaitable[Episode]]
 
 
 async def run_group(
@@ -28,15 +29,17 @@ async def run_group(
         question: asked of every sibling.
         actors: who takes part.
         settings: budgets.
-        rewarding: episode and question to the episode with its rewards.
+        rewarding: episode and question to the episode with its rewards; may be asynchronous, with a deadline of its own.
         size: G.
         run: the run's seed.
         purpose: keeps epochs and evaluations apart.
     """
 
-    async def sibling(index: int) -> Episode:
-        return rewarding(await run_episode(question, actors, settings, Attempt(run, index, purpose)), question)
+    shared = opening(question, actors, settings)
 
-    async with asyncio.TaskGroup() as tasks:
-        started = [tasks.create_task(sibling(index)) for index in range(size)]
-    return Group(question.id, tuple(task.result() for task in started), question.source)
+    async def sibling(index: int) -> Episode:
+        ended = await run_episode(question, actors, settings, Attempt(run, index, purpose), opened=shared)
+        rewarded = rewarding(ended, question)
+        return await rewarded if inspect.isawaitable(rewarded) else rewarded
+
+    return Group(question.id, tuple(await together(sibling(index) for index in range(size))), question.source)

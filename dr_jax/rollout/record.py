@@ -2,12 +2,14 @@
 
 In:    groups, the question of each, the update they went into
 Out:   `episodes.jsonl`; secrets replaced by the names of their variables
-Holds: a line is written whole or, after a crash, left out by the reader
+Holds: lines are written whole, a bounded number at a time; half a line that a crash left is cut off when the file is
+       opened again, and left out by the reader
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +20,11 @@ from dr_jax.data.question import Question
 from dr_jax.tokens.trajectory import Episode, Segment
 
 Decode = Callable[[Sequence[int]], str]
+_BUFFER = 1 << 20  # bytes of episodes that a crash may cost
 
 
 class EpisodeWriter:
-    """Appends episodes to a file.
+    """Appends episodes to a file; a context manager.
 
     Args:
         path: the file.
@@ -31,21 +34,50 @@ class EpisodeWriter:
 
     def __init__(self, path: Path, decode: Decode, *, append: bool = False) -> None:
         self._decode = decode
-        self._file = path.open("a" if append else "w", encoding="utf-8")
+        if append and path.exists():
+            _cut_half_a_line(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if append else os.O_TRUNC)
+        self._file = os.open(path, flags, 0o644)
+        self._waiting = bytearray()
 
     def write(self, episode: Episode, question: Question, **facts: Any) -> None:
         """Write one episode with whatever else should stand beside it, such as `step`."""
-        self._file.write(redacted(json.dumps({**facts, **as_row(episode, question, self._decode)}, ensure_ascii=False)) + "\n")
+        row = json.dumps({**facts, **as_row(episode, question, self._decode)}, ensure_ascii=False)
+        self._waiting += f"{redacted(row)}\n".encode("utf-8", "replace")
+        if len(self._waiting) >= _BUFFER:
+            self.flush()
 
     def flush(self) -> None:
-        """Hand what was written to the system."""
-        self._file.flush()
+        """Hand what was written to the system.
+
+        Raises:
+            OSError: it does not take it, as when the disk is full; what was not taken is kept for the next time.
+        """
+        while self._waiting:
+            del self._waiting[: os.write(self._file, self._waiting)]
 
     def __enter__(self) -> EpisodeWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            os.close(self._file)
+
+
+def _cut_half_a_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BUFFER)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
+                return
+            end = start
+        file.truncate(0)
 
 
 def as_row(episode: Episode, question: Question, decode: Decode) -> dict[str, Any]:
