@@ -32,10 +32,9 @@ _SHORT = 1_500  # characters of visible text that leave nothing to choose from
 _TABULAR = 0.5  # share of the text in tables above which there is no other main text; trafilatura may take rows apart
 _LITTLE = 250  # characters below which trafilatura's answer is not trusted on a longer page
 _HTML = {"text/html", "application/xhtml+xml"}
-_UNSEEN = (
-    re.compile(  # control characters, direction marks, tags: nothing that a reader sees; joiners of scripts and emoji stay
-        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
-    )
+# Control characters, direction marks, tags: nothing that a reader sees. The joiners of scripts and emoji stay.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _NOISE = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufffd]")
 _RULE = re.compile(r"^\|?(?:\s*:?-+:?\s*\|)+\s*$")
@@ -99,11 +98,12 @@ def _join(root: HtmlElement) -> None:
 def _main(root: HtmlElement) -> str:
     """Return the main text of a parsed page; the tree is used up."""
     prune(root)
-    size = root.xpath("string-length(normalize-space(.))")
-    large = root.xpath("count(//*)") > _MAX_ELEMENTS
+    size, elements = root.xpath("string-length(normalize-space(.))"), root.xpath("count(//*)")
+    if size <= _SHORT or elements > _MAX_ELEMENTS:
+        return "\n".join(lines(root))
     found = list(tables(root))
     tabular = sum(len(row) for table in found for row in table) > _TABULAR * size
-    main = "" if size <= _SHORT or large or tabular else _of_trafilatura(root)
+    main = "" if tabular else _of_trafilatura(root)
     if len(main) < _LITTLE:
         return "\n".join(lines(root))
     lost = [row for table in found if not _tells(main, table) for row in table]
@@ -132,19 +132,25 @@ def _title(root: HtmlElement) -> str:
 
 
 def _links(root: HtmlElement, url: str) -> tuple[tuple[str, str], ...]:
-    base = next((urljoin(url, href) for href in root.xpath("//base/@href")), url)
+    base = next((_absolute(url, href) for href in root.xpath("//base/@href")), "") or url
     found: dict[str, str] = {}
     for anchor in root.iter("a"):
         if len(found) == _MAX_LINKS:
             break
-        try:
-            address = urljoin(base, (anchor.get("href") or "").strip()).partition("#")[0]
-            usable = urlsplit(address).scheme in ("http", "https") and len(address) <= _MAX_URL
-        except ValueError:  # an address that is none
-            continue
-        if usable and anchor.get("href") and address != url and not found.get(address):
+        address = _absolute(base, anchor.get("href") or "")
+        if address and address != url and not found.get(address):
             found[address] = _line(_text(anchor))[:200]
     return tuple((text, address) for address, text in found.items())
+
+
+def _absolute(base: str, href: str) -> str:
+    """Return the http or https address that a link leads to, or ""."""
+    try:
+        address = urljoin(base, href.strip()).partition("#")[0]
+        usable = href.strip() and urlsplit(address).scheme in ("http", "https") and len(address) <= _MAX_URL
+    except ValueError:  # an address that is none
+        return ""
+    return address if usable else ""
 
 
 def _text(node: HtmlElement) -> str:

@@ -35,7 +35,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 _STEP = 65_536
 _ASIDE = 262_144  # encoded bytes above which they are decoded off the event loop
-_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
+_TYPE = re.compile(r"\s*([\w.+-]{1,80}/[\w.+-]{1,80})\s*(?:;|,|$)", re.ASCII)
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.ASCII | re.IGNORECASE)
 _HEADERS = {
     "Accept": "text/html,application/xhtml+xml;q=0.9,text/plain;q=0.8,application/json;q=0.7,*/*;q=0.1",
     "Accept-Language": "en,*;q=0.5",
@@ -233,7 +234,7 @@ class Fetcher:
                 return WebError("busy", f"{vetted} was not asked: too many requests for its host are waiting")
             except TimeoutError:
                 raise _AgainError(WebError("timeout", f"{vetted} did not answer in time")) from None
-            except aiohttp.ClientError as error:
+            except (aiohttp.ClientError, OSError) as error:
                 return _explained(vetted, error)
             finally:
                 self._metrics.observe(f"web/{ask.counted}_s", time.perf_counter() - start)
@@ -268,12 +269,15 @@ class Fetcher:
             kind: Kind = "busy" if status == 429 else "timeout" if status == 408 else "server"
             raise _AgainError(WebError(kind, f"{url} answered with status {status}"), after_s=_retry_after(response))
         if ask.method == "GET" and status in _REDIRECTS and "Location" in response.headers:
-            return urljoin(url, response.headers["Location"].strip())
+            try:
+                return urljoin(url, response.headers["Location"].strip())
+            except ValueError:
+                return WebError("bad_url", f"{url} redirects to something that is not an address")
         if ask.method == "GET" and not 200 <= status < 300:
             return WebError(_kind_of(status), f"{url} answered with status {status}")
-        content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        content_type, charset = _content_type(response)
         if ask.method == "GET" and not readable(content_type):
-            return WebError("unsupported", f"{url} is {content_type[:80]}, which is not read; only HTML, text and JSON are")
+            return WebError("unsupported", f"{url} is {content_type}, which is not read; only HTML, text and JSON are")
         wire, over, broken = await self._read(response)
         encoding, cap = response.headers.get("Content-Encoding", ""), self._settings.body_bytes
         try:
@@ -283,10 +287,7 @@ class Fetcher:
                 body, cut = inflate(wire, encoding, cap)
         except EncodingError as error:
             return WebError("protocol", f"{url} sent {error}")
-        charset = _CHARSET.search(response.headers.get("Content-Type", ""))
-        found = Fetched(
-            url, status, content_type, charset.group(1).lower() if charset else "", body, over or cut or broken, broken
-        )
+        found = Fetched(url, status, content_type, charset, body, over or cut or broken, broken)
         if broken:
             raise _AgainError(
                 WebError("unreachable", f"The connection broke off while {url} was read"), part=found if body else None
@@ -309,6 +310,13 @@ class Fetcher:
         return b"".join(kept)[:cap], size > cap, False
 
 
+def _content_type(response: aiohttp.ClientResponse) -> tuple[str, str]:
+    """Return content type and charset, lower case; "" for what the header does not name in due form."""
+    header = response.headers.get("Content-Type", "")
+    found, charset = _TYPE.match(header), _CHARSET.search(header)
+    return found.group(1).lower() if found else "", charset.group(1).lower() if charset else ""
+
+
 def _kind_of(status: int) -> Kind:
     match status:
         case 404 | 410:
@@ -321,7 +329,7 @@ def _kind_of(status: int) -> Kind:
             return "http"
 
 
-def _explained(url: str, error: aiohttp.ClientError) -> WebError:
+def _explained(url: str, error: aiohttp.ClientError | OSError) -> WebError:
     """Return what a failed connection means to the asker.
 
     Raises:

@@ -35,13 +35,13 @@ _NOT_PUBLIC = tuple(  # beyond what `ipaddress` calls private, whose tables diff
         *("0.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24"),
         *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
         "168.63.129.16/32",  # Azure's host agent: a public address that leads inside
-        *("2001::/23", "2001:db8::/32", "3fff::/20"),
+        *("2001::/23", "2001:db8::/32", "3fff::/20"),  # Teredo among the first
+        "2002::/16",  # 6to4: whatever IPv4 address is inside
     )
 )
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _MAPPED = ipaddress.ip_network("::ffff:0:0/96")
-_SIX_TO_FOUR = ipaddress.ip_network("2002::/16")
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
 
@@ -163,8 +163,6 @@ def is_public(text: str) -> bool:
         bits = int(address)
         if address in _MAPPED or address in _NAT64:
             return is_public(str(ipaddress.IPv4Address(bits & 0xFFFFFFFF)))
-        if address in _SIX_TO_FOUR and not is_public(str(ipaddress.IPv4Address(bits >> 80 & 0xFFFFFFFF))):
-            return False
         if bits >> 32 & 0xFFFFFFFF in _ISATAP and not is_public(str(ipaddress.IPv4Address(bits & 0xFFFFFFFF))):
             return False
         if address not in _GLOBAL_V6 or address.scope_id is not None:

@@ -73,6 +73,8 @@ class SerperSearch:
             return WebError("bad_query", "The search provider does not take this query")
         if answer.status != 200:
             raise WorldDownError(f"{self._url} answered with status {answer.status}")
+        if answer.broken:
+            raise WorldDownError(f"The connection broke off while {self._url} answered")
         try:
             return _hits(json.loads(answer.body))[: self._results]
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -81,7 +83,7 @@ class SerperSearch:
 
 def vet_query(query: str) -> str | WebError:
     """Return the query as it is asked, white space collapsed, or why it cannot be."""
-    asked = " ".join(query.split())
+    asked = _line(query)
     if not asked or len(asked) > _MAX_QUERY:
         return WebError("bad_query", f"A query of {len(asked)} characters cannot be searched; 1 to {_MAX_QUERY} are needed")
     return asked
@@ -126,4 +128,9 @@ def _dict(value: Any) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("a field is not text")
-    return " ".join(value.split())[:_MAX_FIELD]
+    return _line(value)[:_MAX_FIELD]
+
+
+def _line(text: str) -> str:
+    """Collapse white space and replace halves of surrogate pairs, which JSON can hold and nothing else can."""
+    return " ".join(text.encode(errors="replace").decode().split())

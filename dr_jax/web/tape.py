@@ -248,7 +248,7 @@ class Tape:
             if sha256 is not None:
                 packed = zstandard.ZstdCompressor(level=_LEVEL).compress(entry.body)
                 base.execute("insert or replace into blobs values (?, ?, ?)", (sha256, len(entry.body), packed))
-            meta = json.dumps(entry.meta, ensure_ascii=False)
+            meta = json.dumps(entry.meta)
             base.execute("insert or replace into entries values (?, ?, ?, ?, ?)", (kind, key, time.time(), meta, sha256))
 
     @property

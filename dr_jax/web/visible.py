@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from lxml import etree
-from lxml.html import HtmlElement
+from lxml.html import HtmlElement, defs
 
 _NOT_TEXT = ("script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "audio", "video", "math", "head")
 _FRAME = ("nav", "footer", "button", "select", "input", "textarea", "dialog")
@@ -22,41 +22,11 @@ _FRAME_NAME = re.compile(
     re.IGNORECASE,
 )
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
-_BLOCKS = {
-    *(
-        "html",
-        "body",
-        "main",
-        "article",
-        "section",
-        "header",
-        "aside",
-        "div",
-        "center",
-        "address",
-        "fieldset",
-        "form",
-        "legend",
-    ),
-    *(
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "hgroup",
-        "p",
-        "pre",
-        "blockquote",
-        "figure",
-        "figcaption",
-        "details",
-        "summary",
-        "hr",
-    ),
-    *("br", "ul", "ol", "li", "dl", "dt", "dd", "table", "caption", "thead", "tbody", "tfoot", "tr", "option"),
-}
+_BLOCKS = (
+    defs.block_tags
+    | {"html", "body", "br", "li", "dt", "dd", "caption", "thead", "tbody", "tfoot", "tr"}
+    | {*("aside", "details", "summary", "legend", "option", "blockquote", "figure", "figcaption", "main", "section", "article")}
+)
 _CELLS = ("td", "th")
 _CELL_CHARS = 300  # a longer cell is layout, or prose: its blocks keep their own lines
 _FRAME_SHARE = 0.5  # what holds more of the page's text than this is not its frame, whatever it is called

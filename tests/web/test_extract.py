@@ -79,6 +79,7 @@ def test_links_are_absolute_once_and_in_order() -> None:
         )
     )
     assert page.links == (("B", "http://a.org/dir/b"), ("C bold", "http://a.org/c?x=1"), ("D", "http://d.org"))
+    assert read("<base href='http://[bad'><a href='b'>B</a>").links == (("B", "http://a.org/dir/b"),)
     assert read("<base href='http://z.org/y/'><a href='b'>B</a>").links == (("B", "http://z.org/y/b"),)
 
 

@@ -132,10 +132,8 @@ def test_a_good_address_has_one_spelling(url: str, spelling: str) -> None:
 
 
 def test_public_addresses_are_public() -> None:
-    assert all(
-        map(is_public, ("8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"))
-    )
-    assert not any(map(is_public, ("2002:a00:1::1", "fe80::1%eth0", "2001:4860::5efe:a00:1", "nonsense", "")))
+    assert all(map(is_public, ("8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808")))
+    assert not any(map(is_public, ("2002:808:808::1", "fe80::1%eth0", "2001:4860::5efe:a00:1", "nonsense", "")))
 
 
 async def test_a_name_is_led_only_to_its_public_addresses() -> None:

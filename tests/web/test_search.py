@@ -2,6 +2,7 @@ import json
 from collections.abc import Awaitable, Callable
 
 import pytest
+from aiohttp import web
 
 from dr_jax.base.errors import UserError, WorldDownError
 from dr_jax.web.pace import Slots
@@ -38,12 +39,15 @@ async def test_hits_in_order(site: Site, make_search) -> None:
     assert request.headers["Content-Type"] == "application/json"
 
 
+async def test_halves_of_characters_do_not_get_through(site: Site, make_search) -> None:
+    site.page("/search", b'{"organic": [{"title": "a \\ud83d", "link": "http://a.org/"}]}')
+    assert await (await make_search()).search("x") == (Hit("a ?", "http://a.org/", ""),)
+
+
 async def test_what_is_sent(site: Site, make_search) -> None:
     sent = []
 
     async def echo(request):
-        from aiohttp import web
-
         sent.append(await request.json())
         return web.json_response({"organic": []})
 
@@ -121,15 +125,21 @@ async def test_a_provider_that_hangs_is_down(site: Site, make_search) -> None:
         await (await make_search()).search("x")
 
 
-async def test_a_provider_that_recovers_is_asked_again(site: Site, make_search) -> None:
-    from aiohttp import web
+async def test_a_provider_that_breaks_off_is_down(site: Site, make_search) -> None:
+    site.cut("/search", b'{"organic": []}')
+    with pytest.raises(WorldDownError, match="broke off"):
+        await (await make_search()).search("x")
+    assert site.asked["/search"] == 3
 
+
+async def test_a_provider_that_recovers_is_asked_again(site: Site, make_search) -> None:
     site.in_turn("/search", web.Response(status=500), web.json_response({"organic": ORGANIC}))
     assert len(await (await make_search()).search("x")) == 2
 
 
 def test_queries_are_vetted() -> None:
     assert vet_query("  who \n rules ") == "who rules"
+    assert vet_query("half \ud83d a pair") == "half ? a pair"
     for wrong in ("", " \n", "x" * 3000):
         found = vet_query(wrong)
         assert isinstance(found, WebError)
