@@ -20,6 +20,7 @@ from dr_jax.web.page import Hit, Page, WebError
 
 _URL_CHARS = 2000  # of an address worth showing: longer ones are not used by people
 _CUT = " … [cut]"
+_NARROW = 40  # characters that are left of a text before whole entries are left out
 
 
 class Web(Protocol):
@@ -186,7 +187,10 @@ def whole(text: str) -> str:
 
 
 def bounded(content: list[dict[str, Any]], limit: int, measure: Callable[[str], int]) -> str:
-    """Write content as JSON of at most `limit` tokens; its longest texts are shortened, addresses are kept.
+    """Write content as JSON of at most `limit` tokens.
+
+    Its longest texts are shortened, addresses never; where that is not enough, the last entries of its longest list are left
+    out and counted.
 
     Args:
         content: JSON values.
@@ -196,11 +200,24 @@ def bounded(content: list[dict[str, Any]], limit: int, measure: Callable[[str], 
     text = json.dumps(content, ensure_ascii=False)
     used = _used(text, limit, measure)
     widest = max(map(len, _texts_in(content)), default=0)
-    while used > limit and widest > 16:
-        widest = min(widest - 1, max(16, int(widest * 0.95 * limit / used)))
-        text = json.dumps(_shortened(content, widest), ensure_ascii=False)
+    while used > limit and (widest > _NARROW or _leave_one_out(content)):
+        widest = max(_NARROW, min(widest - 1, int(widest * 0.95 * limit / used)))
+        content = _shortened(content, widest)
+        text = json.dumps(content, ensure_ascii=False)
         used = _used(text, limit, measure)
     return cut(text, limit) if used > limit else text
+
+
+def _leave_one_out(content: list[dict[str, Any]]) -> bool:
+    """Take the last entry out of the longest list; return whether there was one to take."""
+    lists = [(len(found), place) for place, entry in enumerate(content) for found in entry.values() if isinstance(found, list)]
+    longest, place = max(lists, default=(0, 0))
+    if longest < 2:
+        return False
+    entry = content[place]
+    next(found for found in entry.values() if isinstance(found, list) and len(found) == longest).pop()
+    entry["left_out"] = entry.get("left_out", 0) + 1
+    return True
 
 
 def cut(text: str, limit: int) -> str:

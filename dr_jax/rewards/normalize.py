@@ -7,9 +7,10 @@ ASCII's, symbols included, and all of Unicode's, so that typographic quotes and 
 from __future__ import annotations
 
 import string
-import sys
 import unicodedata
 from functools import cache
+
+_PLANES = 0x20000  # no punctuation lies in the planes above
 
 
 def normalized(text: str) -> str:
@@ -21,5 +22,5 @@ def normalized(text: str) -> str:
 def _to_space(*, ascii_only: bool) -> dict[int, str]:
     table = dict.fromkeys(map(ord, string.punctuation), " ")
     if not ascii_only:
-        table |= {code: " " for code in range(128, sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("P")}
+        table |= {code: " " for code in range(128, _PLANES) if unicodedata.category(chr(code)).startswith("P")}
     return table

@@ -17,7 +17,7 @@ def test_case_accents_spacing_and_punctuation_do_not_make_another_question() -> 
 def test_overlap_is_refused_with_names() -> None:
     train = [question("t1", "Who founded Velin?"), question("t2", "Where is it?")]
     refuse_overlap(train, [question("e1", "Who founded Varn?")])
-    with pytest.raises(DataError, match="1 questions are both .* 't1' = 'e2'"):
+    with pytest.raises(DataError, match=r"1 questions are both .* 't1' = 'e2'"):
         refuse_overlap(train, [question("e2", "who founded velin")])
 
 

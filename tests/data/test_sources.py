@@ -106,7 +106,7 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no question file"):
         read(tmp_path / "missing.jsonl")
     (tmp_path / "q.csv").write_text("question,answer")
-    with pytest.raises(DataError, match="ends in '.csv'"):
+    with pytest.raises(DataError, match=r"ends in '\.csv'"):
         read(tmp_path / "q.csv")
     (tmp_path / "q.parquet").write_text("not parquet")
     with pytest.raises(DataError, match="not a parquet file"):

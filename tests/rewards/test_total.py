@@ -61,3 +61,43 @@ def test_a_part_of_your_own_is_named_in_the_settings() -> None:
 def test_a_part_that_does_not_exist_is_named() -> None:
     with pytest.raises(ConfigError, match="no reward part 'f2'"):
         Total(RewardSettings({"f2": 1.0}))
+
+
+def broken(episode: Episode, question: Question) -> float:
+    raise KeyError("bug")
+
+
+def unmeasured(episode: Episode, question: Question) -> float:
+    return float("nan")
+
+
+def test_a_part_that_fails_is_named() -> None:
+    with pytest.raises(KeyError) as raised:
+        Total(RewardSettings({f"{__name__}:broken": 1.0}))(episode("x", None), QUESTION)
+    assert "broken' on episode q.0 (malformed)" in raised.value.__notes__[0]
+    with pytest.raises(ConfigError, match="unmeasured' returned nan"):
+        Total(RewardSettings({f"{__name__}:unmeasured": 1.0}))(episode("x", None), QUESTION)
+
+
+def test_settings_say_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        RewardSettings({})
+    with pytest.raises(ValueError, match="finite"):
+        RewardSettings({"f1": float("inf")})
+
+
+def test_what_the_world_failed_is_returned_as_it_is() -> None:
+    failed = Episode("q.0", "q", (), Outcome.WORLD_FAILED, failure="down")
+    assert Total()(failed, QUESTION) is failed
+
+
+def test_typographic_punctuation_counts_as_what_it_stands_for() -> None:
+    assert normalized("“O’Brien”—ｔhe、x") == normalized('"O\'Brien"-ｔhe,x')
+    assert exact_match("Saint‑Denis", ["saint-denis"]) == 1.0
+
+
+@pytest.mark.parametrize(("name", "reward"), [("f1", 0.8), ("bag_f1", 2 / 3), ("em", 0.0)])
+def test_parts_by_name(name: str, reward: float) -> None:
+    question = Question("q", "?", ("oren vash",))
+    found = Total(RewardSettings({name: 1.0}))(episode("<answer>x</answer>", "oren vash vash of"), question)
+    assert found.rewards[name] == pytest.approx(reward)

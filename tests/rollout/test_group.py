@@ -29,7 +29,7 @@ async def test_siblings_differ_only_by_key_and_are_rewarded(chat: Chat) -> None:
     assert (group.question_id, group.source) == ("q", "littleweb")
     assert [episode.id for episode in group.episodes] == ["q.0", "q.1", "q.2"]
     assert [episode.reward for episode in group.episodes] == [0.0, 1.0, 0.0]
-    assert {key: ids for key, ids in who.policy.prompts.items()} == {
+    assert who.policy.prompts == {
         RequestKey(5, "q", sibling, 0, "train:1"): tuple(chat.open("research", QUESTION.text)) for sibling in range(3)
     }
 

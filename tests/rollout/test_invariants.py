@@ -136,9 +136,8 @@ async def test_5_the_worlds_failures_are_not_the_policys(chat: Chat, where: str)
 
 async def test_5_a_page_that_fails_is_told_to_the_policy(chat: Chat) -> None:
     web = ScriptedWeb({URL: "gold"}, failures={URL: WebError("not_found", "no such page")})
-    group = await run_group(
-        QUESTION, actors(chat, ScriptedPolicy(chat, [search("a"), browse(URL), answer("gold")]), web), SETTINGS, Total(), size=2
-    )
+    policy = ScriptedPolicy(chat, [search("a"), browse(URL), answer("gold")])
+    group = await run_group(QUESTION, actors(chat, policy, web), SETTINGS, Total(), size=2)
     assert [episode.reward for episode in group.trainable] == [1.0, 1.0]
 
 
@@ -159,8 +158,9 @@ async def test_6_nothing_waits_for_ever_and_cancelling_leaves_no_task(chat: Chat
                 raise AssertionError("nothing can end")
 
     task = asyncio.create_task(take())
-    while policy.waiting < 12:
+    for _ in range(20):
         await asyncio.sleep(0)
+    assert policy.waiting == 12
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
