@@ -27,6 +27,7 @@ class PaceSettings:
     Args:
         concurrent: requests under way in all.
         per_host: requests under way to one host.
+        own: requests under way to servers of ours; more than such a server's backlog would wait a second for their connection.
         per_host_per_s: requests to one host, in a second, after a burst of `per_host`.
         searches_per_s: queries to the search provider, in a second.
         queue_s: how long a request may wait for its turn.
@@ -35,13 +36,14 @@ class PaceSettings:
 
     concurrent: int = 256
     per_host: int = 4
+    own: int = 64
     per_host_per_s: float = 4.0
     searches_per_s: float = 50.0
     queue_s: float = 60.0
     hosts: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("concurrent", "per_host", "per_host_per_s", "searches_per_s", "queue_s", "hosts"):
+        for name in ("concurrent", "per_host", "own", "per_host_per_s", "searches_per_s", "queue_s", "hosts"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
 
@@ -98,12 +100,15 @@ class Pace:
     def __init__(self, settings: PaceSettings) -> None:
         self.settings = settings
         self._hosts: OrderedDict[str, Slots] = OrderedDict()
+        self._own = Slots(settings.own, None, 1)
         self.all = Slots(settings.concurrent, None, 1)
 
     def search(self, *, own: bool) -> Slots:
         """Return slots for a search provider; one of our own is asked as often as we like."""
+        if own:
+            return self._own
         per_s = self.settings.searches_per_s
-        return Slots(self.settings.concurrent, None if own else per_s, max(1, int(per_s)))
+        return Slots(self.settings.concurrent, per_s, max(1, int(per_s)))
 
     @asynccontextmanager
     async def host(self, host: str, *, own: bool = False) -> AsyncIterator[None]:
@@ -111,13 +116,14 @@ class Pace:
 
         Args:
             host: its name.
-            own: whether it is a server of ours, which needs no politeness.
+            own: whether it is a server of ours, which needs little politeness.
 
         Raises:
             QueueError: the host's queue is too long.
         """
         if own:
-            yield
+            async with self._own.slot(self.settings.queue_s):
+                yield
             return
         if host not in self._hosts:
             self._forget_one()
