@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dr_jax.base.errors import CheckpointError, DataError
+from dr_jax.base.trace import logger
 from dr_jax.data.question import Question
 
 Source = Callable[[int], Sequence[Question]]
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +112,22 @@ class Stream:
         epoch.trained.add(question_id)
         self._close()
 
-    def give_back(self, question_id: str) -> bool:
-        """Say that the world failed a drawn question; return whether it will be drawn again in this epoch.
+    def give_back(self, question_id: str, *, failed: bool = True) -> bool:
+        """Say that a drawn question was not used; return whether it will be drawn again in this epoch.
+
+        Args:
+            question_id: of a draw.
+            failed: whether the world failed it, which is tried only so often; otherwise it was merely dropped, as too old.
 
         Raises:
             ValueError: the question is not in flight.
         """
         epoch = self._epoch_of(question_id)
         epoch.in_flight.discard(question_id)
-        epoch.failures[question_id] = epoch.failures.get(question_id, 0) + 1
+        epoch.failures[question_id] = epoch.failures.get(question_id, 0) + failed
         again = epoch.failures[question_id] < self._tries
+        if not again:
+            _log.warning("the world failed question %s %d times: this epoch goes on without it", question_id, self._tries)
         if again:
             epoch.returned.append(question_id)
         else:

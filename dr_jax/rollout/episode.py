@@ -8,6 +8,7 @@ Holds: ids are append-only; the prompt of every turn is exactly what will be tra
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from dr_jax.tokens.policy import Policy, RequestKey, Sampled, Sampling
 from dr_jax.tokens.trajectory import Author, Episode, Outcome, ToolEvent, Trajectory, Turn, world
 
 LAST_TURN = "This was the last tool call. Answer now."
+_DEPTH = 16  # levels of a call's arguments that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +236,16 @@ class _Attempt:
         text = self._actors.chat.tokenizer.decode(ids)
         self._turns.append(Turn(text, self._settings.prefill))
         self._watch(("said", self._settings.prefill + text))
-        return parse(self._settings.prefill + text)
+        try:
+            return parse(self._settings.prefill + text)
+        except ValueError as error:  # JSON with a number of more digits than Python converts
+            return Malformed(f"the tool call cannot be read: {error}")
 
     async def _act(self, calls: Calls) -> Observation:
         most = self._actors.world.settings.calls
         shown: list[Observation] = []
         for call in calls.calls[:most]:
-            call = Call(whole(call.name), _whole(call.arguments))
+            call = Call(whole(call.name), _recordable(call.arguments))
             self._waits_for = call.name[:80]
             start = time.perf_counter()
             try:
@@ -288,10 +293,14 @@ class _Attempt:
         return RequestKey(self._attempt.run, self._question.id, self._attempt.sibling, turn, self._attempt.purpose)
 
 
-def _whole(value: Any) -> Any:
-    """Return JSON values in which every text can be written as UTF-8."""
+def _recordable(value: Any, depth: int = 0) -> Any:
+    """Return JSON values that every program can read: texts that UTF-8 can hold, finite numbers, nothing nested for ever."""
     if isinstance(value, str):
         return whole(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict | list) and depth == _DEPTH:
+        return "…"
     if isinstance(value, dict):
-        return {whole(name): _whole(one) for name, one in value.items()}
-    return [_whole(one) for one in value] if isinstance(value, list) else value
+        return {whole(name): _recordable(one, depth + 1) for name, one in value.items()}
+    return [_recordable(one, depth + 1) for one in value] if isinstance(value, list) else value

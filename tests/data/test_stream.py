@@ -76,6 +76,13 @@ def test_a_question_that_the_world_fails_is_drawn_again_a_few_times() -> None:
     assert stream.epoch == 1
 
 
+def test_what_was_dropped_as_too_old_is_always_drawn_again() -> None:
+    stream = Stream(questions(1), tries=1)
+    for _ in range(5):
+        assert stream.give_back(stream.next().question.id, failed=False)
+    assert stream.epoch == 0
+
+
 def test_fresh_worlds_bring_other_questions_every_epoch() -> None:
     stream = Stream(lambda epoch: questions(2, f"world{epoch}/"))
     assert sorted(ids(stream, 4)) == ["world0/0", "world0/1", "world1/0", "world1/1"]

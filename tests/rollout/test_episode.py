@@ -1,6 +1,7 @@
 import asyncio
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from dr_jax.agent.world import World
 from dr_jax.base.errors import WorldDownError
 from dr_jax.data.question import Question
 from dr_jax.rollout.episode import LAST_TURN, Actors, Attempt, EpisodeSettings, run_episode
+from dr_jax.rollout.record import EpisodeWriter
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.trajectory import Author, Episode, Outcome
 from dr_jax.web.page import WebError
@@ -153,6 +155,18 @@ async def test_half_characters_stop_no_episode(chat: Chat) -> None:
     script = [ASIDE % r"\ud800 x", ASIDE.replace("web_search", r"\udfff") % "y", answer("x")]
     episode = await run(chat, script, web)
     assert (episode.outcome, web.searched) == (Outcome.ANSWERED, ["? x"])
+
+
+@pytest.mark.parametrize("value", ["[" * 900 + "]" * 900, "NaN", "-Infinity", "1e999", "9" * 300, "9" * 6000, '{"a": {}}'])
+async def test_arguments_that_no_tool_expects_stop_no_episode(chat: Chat, value: str, tmp_path: Path) -> None:
+    text = '<tool_call>{"name": "web_search", "arguments": {"query": ' + value + "}}</tool_call>"
+    episode = await run(
+        chat, [text, answer("x")], settings=replace(SETTINGS, malformed="retry", tokens=30000, max_new_tokens=9999)
+    )
+    assert (episode.outcome, len(episode.tools)) == (Outcome.ANSWERED, 1)
+    with EpisodeWriter(tmp_path / "e.jsonl", chat.tokenizer.decode) as writer:
+        writer.write(episode, QUESTION)
+    json.loads((tmp_path / "e.jsonl").read_text(), parse_constant=pytest.fail)
 
 
 async def test_keys_differ_by_turn_only_within_an_episode(chat: Chat) -> None:
