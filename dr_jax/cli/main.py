@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dr_jax import __version__
-from dr_jax.base.errors import UserError
+from dr_jax.base.errors import DrJaxError, UserError
 from dr_jax.base.trace import configure, redacted
 
 app = typer.Typer(
@@ -57,6 +57,9 @@ def run() -> None:
     except UserError as error:
         sys.stderr.write(redacted(f"dr-jax: {error}\n"))
         raise SystemExit(2) from None
+    except DrJaxError as error:
+        sys.stderr.write(redacted(f"dr-jax: {error}\n"))
+        raise SystemExit(1) from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.stderr.write("dr-jax: interrupted; `--resume` goes on from the last checkpoint\n")
         raise SystemExit(130) from None

@@ -29,8 +29,11 @@ def command(
 
     Green is what the policy wrote and is trained on; grey is what the world wrote and never is.
     """
+    from dr_jax.base.errors import DataError
     from dr_jax.rollout.record import read_episodes
 
+    if not (run / "episodes.jsonl").exists():
+        raise DataError(f"There are no episodes in {run}", needed="a run's directory", fix="see `ls runs`")
     rows = [row for row in read_episodes(run / "episodes.jsonl") if not outcome or row["outcome"] == outcome]
     console = Console()
     if not episode:
@@ -42,8 +45,6 @@ def command(
         return
     found = [row for row in rows if row["id"] == episode]
     if not found:
-        from dr_jax.base.errors import DataError
-
         some = ", ".join(row["id"] for row in rows[-5:])
         raise DataError(
             f"There is no episode {episode!r} in {run}", needed=f"an id such as {some}", fix="list them without an id"

@@ -80,7 +80,7 @@ def parse(text: str) -> Calls | Answer | Malformed:
 def _call(body: str) -> Call | Malformed:
     try:
         read = json.loads(body)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or a number with thousands of digits
         return Malformed(f"the tool call is not JSON: {error}")
     if not isinstance(read, dict) or not isinstance(read.get("name"), str) or not isinstance(read.get("arguments"), dict):
         return Malformed('the tool call needs {"name": text, "arguments": {…}}')

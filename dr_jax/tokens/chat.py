@@ -72,12 +72,14 @@ class Chat:
         """Encode system prompt, question and generation prompt: the only full render of a trajectory.
 
         Args:
-            system: trusted text of ours; still encoded as text.
-            user: the question.
+            system: ours, so the control tokens that it spells become tokens, as the model knows them from its training.
+            user: the question; anybody's, so none can come out of it.
             prefill: markup put in the policy's mouth, such as `<think>`.
         """
-        content = {"system": system, "user": user if "system" in self._first else f"{system}\n\n{user}"}
-        return self._encode(self._opening, content) + self.tokenizer.markup(prefill)
+        ours, theirs = self.tokenizer.markup(system), self.tokenizer.text(user)
+        if "system" not in self._first:
+            ours, theirs = [], [*ours, *self.tokenizer.markup("\n\n"), *theirs]
+        return self._encode(self._opening, {"system": ours, "user": theirs}) + self.tokenizer.markup(prefill)
 
     def observe(self, text: str, *, closed: bool, prefill: str = "") -> list[int]:
         """Encode one tool message and the next generation prompt: only what is new.
@@ -87,7 +89,7 @@ class Chat:
             closed: whether the generation before it ended with a stop id; if not, the turn is closed first.
             prefill: markup put in the policy's mouth.
         """
-        ids = self._encode(self._after_generation, {"tool": harmless(text)})
+        ids = self._encode(self._after_generation, {"tool": self.tokenizer.text(harmless(text))})
         return (ids[1:] if closed else ids) + self.tokenizer.markup(prefill)
 
     @functools.cached_property
@@ -100,12 +102,12 @@ class Chat:
         rendered = self._render(*self._first, "assistant", self._tool_role, last=slot)
         return _pieces(rendered[rendered.index(_SLOTS["assistant"]) + len(_SLOTS["assistant"]) :])
 
-    def _encode(self, pieces: tuple[_Piece, ...], content: dict[str, str]) -> list[int]:
+    def _encode(self, pieces: tuple[_Piece, ...], content: dict[str, list[int]]) -> list[int]:
         ids: list[int] = []
         for piece in pieces:
             ids += self.tokenizer.markup(piece.markup)
             if piece.slot:
-                ids += self.tokenizer.text(content[piece.slot])
+                ids += content[piece.slot]
         return ids
 
     def _render(self, *roles: str, last: str = "") -> str:

@@ -16,15 +16,13 @@ from contextlib import aclosing
 from typing import Any
 
 from dr_jax.base.config import to_tree
-from dr_jax.base.errors import MismatchError
+from dr_jax.base.errors import MismatchError, WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.base.trace import logger
 from dr_jax.learn.advantage import informative, named
 from dr_jax.learn.batch import pack
-from dr_jax.model import hf
 from dr_jax.rollout.record import EpisodeWriter
 from dr_jax.sharding.place import place_rows
-from dr_jax.tokens import vocabulary
 from dr_jax.tokens.trajectory import Group
 from dr_jax.train import state as states
 from dr_jax.train.evaluate import score
@@ -34,6 +32,7 @@ from dr_jax.train.settings import Settings
 from dr_jax.train.state import Progress
 
 _log = logger(__name__)
+_OUTAGE_STEPS = 3
 
 Told = Callable[[str, int, Mapping[str, Any]], None]
 
@@ -51,6 +50,7 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
         MismatchError: engine and trainer disagree; nothing of that update is saved.
     """
     _end_on_termination()
+    settings = states.dated(settings, resume=resume)
     directory, metrics = states.run_directory(settings, resume=resume), Metrics()
     async with opened(settings, directory, metrics, told) as run:
         done = states.restore(run) if resume else Progress()
@@ -60,8 +60,7 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
             await _loop(run, done, report, episodes, told)
         summary = _summary(settings, done)
         report.summary(summary)
-        hf.write(directory / "model", run.actor.sizes, run.state.weights)
-        vocabulary.save(run.actor.chat.tokenizer, directory / "model")
+        states.export(run)
     return summary
 
 
@@ -107,8 +106,13 @@ def _learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float
         run.state, stats = run.update(run.state, placed, temperature=temperature, reference_weights=run.reference)
         refuse_mismatch(settings, done.step + 1, stats["update/mismatch_max"])
         run.adopt()
-    else:
+        done.steps_lost = 0
+    elif any(group.trainable for group in groups):
+        done.steps_lost = 0
         _log.warning("update %d: every group was flat, so there is nothing to learn and the weights stay", done.step + 1)
+    else:
+        done.steps_lost += 1
+        _refuse_outage(done.steps_lost, groups)
     run.settle(groups)
     done.step += 1
     done.mismatch_max = max(done.mismatch_max, stats.get("update/mismatch_max", 0.0))
@@ -121,6 +125,17 @@ async def _measure(run: Run, step: int, told: Told) -> dict[str, Any]:
     found = score(run.held_out, episodes).tree()
     told("eval", step, found)
     return found
+
+
+def _refuse_outage(steps: int, groups: Sequence[Group]) -> None:
+    """Stop a run whose world stays down: going on would only use up its questions."""
+    why = next((episode.failure for group in groups for episode in group.episodes if episode.failure), "unknown")
+    _log.warning("the world failed every episode of this step (%s)", why)
+    if steps >= _OUTAGE_STEPS:
+        raise WorldDownError(
+            f"The world failed every episode of {steps} steps in a row, at last because: {why}. "
+            "Nothing was trained on; `--resume` goes on when it is back."
+        )
 
 
 def refuse_mismatch(settings: Settings, step: int, found: float) -> None:

@@ -78,9 +78,8 @@ class Stage:
                 drawn, allowed = await self._served(split)
             web = await self._stack.enter_async_context(Web(settings.web, allow=allowed, metrics=metrics))
             reader = make_reader(settings.reader, chat=self.actor.chat, policy=self.actor.engine, metrics=metrics)
-            actors = Actors(
-                self.actor.engine, self.actor.chat, World(web, reader, settings.tools), system_prompt(settings.prompt)
-            )
+            world = World(web, reader, settings.tools, metrics=metrics)
+            actors = Actors(self.actor.engine, self.actor.chat, world, system_prompt(settings.prompt, world.schemas))
             self._places[split] = Place(actors, drawn)
         return self._places[split]
 
@@ -206,7 +205,7 @@ class Run(Stage):
         oldest = self.version - self.settings.rollout.staleness
         for group in [one for one in self.waiting if (one.oldest_version or 0) < oldest]:
             self.waiting.remove(group)
-            self.stream.give_back(group.question_id)
+            self.stream.give_back(group.question_id, failed=False)
             self.metrics.add("rollout/stale_groups")
 
 

@@ -6,10 +6,13 @@ Out:   checkpoints, and `Progress`: where the run is and what it has measured
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,8 @@ from pydantic import TypeAdapter
 
 from dr_jax.base.errors import ConfigError
 from dr_jax.base.trace import logger
+from dr_jax.model import hf
+from dr_jax.tokens import vocabulary
 from dr_jax.tokens.trajectory import Episode, Group
 from dr_jax.train.settings import Settings
 
@@ -37,6 +42,7 @@ class Progress:
         mismatch_max: the largest difference between engine and trainer so far.
         before: the evaluation before the first update.
         after: the evaluation after the last one.
+        steps_lost: steps in a row in which the world failed every episode.
     """
 
     step: int = 0
@@ -44,6 +50,7 @@ class Progress:
     mismatch_max: float = 0.0
     before: dict[str, Any] | None = None
     after: dict[str, Any] | None = None
+    steps_lost: int = 0
 
 
 def save(run: Run, progress: Progress) -> None:
@@ -70,6 +77,17 @@ def restore(run: Run) -> Progress:
     return Progress(**host["progress"])
 
 
+def dated(settings: Settings, *, resume: bool) -> Settings:
+    """Fix the date that the prompt tells, so that it is recorded with the run and the same when it is resumed."""
+    if settings.prompt.date:
+        return settings
+    date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    config = Path(settings.out) / settings.name / "config.json"
+    if resume and config.exists():
+        date = json.loads(config.read_text(encoding="utf-8"))["prompt"]["date"]
+    return replace(settings, prompt=replace(settings.prompt, date=date))
+
+
 def run_directory(settings: Settings, *, resume: bool) -> Path:
     """Return the run's directory; an earlier run of the same name is moved aside, never overwritten.
 
@@ -86,6 +104,17 @@ def run_directory(settings: Settings, *, resume: bool) -> Path:
         directory.rename(next(aside for aside in taken if not aside.exists()))
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def export(run: Run) -> None:
+    """Write the policy to `model/` in Hugging Face format, in place of what an earlier session of the run wrote."""
+    directory = run.directory / "model"
+    partial = run.directory / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    hf.write(partial, run.actor.sizes, run.state.weights)
+    vocabulary.save(run.actor.chat.tokenizer, partial)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
 
 
 def summed(groups: Sequence[Group]) -> dict[str, float]:

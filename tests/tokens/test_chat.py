@@ -17,7 +17,7 @@ def special_ids(tokenizer: Tokenizer) -> set[int]:
 
 
 def test_open_then_observe_is_the_template_rendered_in_full(chat: Chat, tokenizer: Tokenizer) -> None:
-    said = tokenizer.markup("<answer>x</answer>") + [chat.stop_ids[0]]
+    said = [*tokenizer.markup("<answer>x</answer>"), chat.stop_ids[0]]
     ids = chat.open("be brief", "who?") + said + chat.observe("a page", closed=True)
     messages = [
         {"role": "system", "content": "be brief"},

@@ -1,0 +1,86 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dr_jax.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+
+
+def dr_jax(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a person does; one CPU device, warnings shown as usual."""
+    env = {**os.environ, "XLA_FLAGS": "", **environment}
+    code = "from dr_jax.cli.main import run; run()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, env=env, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "eval", "ask", "show", "littleweb", "doctor"])
+def test_every_command_has_help(command: str) -> None:
+    found = CliRunner().invoke(app, [command, "--help"])
+    assert found.exit_code == 0
+    assert len(found.output) > 200
+
+
+BAD = [
+    (["train", "configs/quickstart.toml", "rollout.group_siz=4"], "did you mean rollout.group_size"),
+    (["train", "configs/quickstart.toml", "steps=many"], "steps = 'many'"),
+    (["train", "configs/quickstart.toml", "rollout.group_size=1"], "at least 2 are needed"),
+    (["train", "configs/nowhere.toml"], "no config file"),
+    (["train", "configs/quickstart.toml", "episode.tokens=20"], "smaller than the prompt"),
+    (["train", "configs/quickstart.toml", "batch.lengths=[512]"], "longest row"),
+    (["train", "configs/quickstart.toml", "mesh.data=3"], "mesh"),
+    (["train", "configs/quickstart.toml", "model.load=nothing"], "There is no model|No tokenizer|has no tokenizer"),
+    (["eval", "configs/quickstart.toml", "web.search=serper"], "SERPER_API_KEY"),
+    (["eval", "configs/quickstart.toml", "data.path=tests/cli/no_answers.jsonl"], "no answers|answers"),
+    (["train", "configs/quickstart.toml", "--resume", "name=never-started"], "no run in"),
+    (["show", "runs/never-started"], "no episodes"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda value: value[-1] if isinstance(value, list) else "")
+def test_bad_input_is_one_paragraph_and_exit_code_2(arguments: list[str], words: str, tmp_path: Path) -> None:
+    import re
+
+    place = [] if arguments[0] == "show" else [f"out={tmp_path}"]
+    found = dr_jax(*arguments, *place, SERPER_API_KEY="")
+    assert found.returncode == 2, found.stderr[-2000:]
+    assert re.search(words, found.stderr), found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        found = dr_jax("littleweb", "--port", str(port), "--entities", "120")
+    assert found.returncode == 2
+    assert f"Port {port}" in found.stderr
+
+
+def test_doctor_names_keys_and_never_prints_them() -> None:
+    found = dr_jax("doctor", "--json", SERPER_API_KEY="a-very-secret-value")
+    assert found.returncode == 0, found.stderr
+    told = json.loads(found.stdout)
+    assert told["keys"]["SERPER_API_KEY"] == "present"
+    assert told["ok"]
+    assert "a-very-secret-value" not in found.stdout + found.stderr
+
+
+def test_dry_run_tells_sizes_memory_and_plan() -> None:
+    found = dr_jax("train", "configs/quickstart.toml", "--dry-run")
+    assert found.returncode == 0, found.stderr
+    told = json.loads(found.stdout)
+    assert told["parameters"] > 500_000
+    assert told["memory_mb"]["all"] > 0
+    assert (
+        told["plan"]["episodes_per_update"] == told["settings"]["rollout"]["groups"] * told["settings"]["rollout"]["group_size"]
+    )

@@ -1,0 +1,106 @@
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dr_jax.base.errors import ConfigError, MismatchError
+from dr_jax.rollout.record import read_episodes
+from dr_jax.train.loop import refuse_mismatch, train
+from dr_jax.train.report import read_metrics
+from dr_jax.train.settings import Settings
+
+
+def silent(phase: str, index: int, numbers: Mapping[str, Any]) -> None:
+    """Say nothing."""
+
+
+CURVE = ("rollout/reward", "update/loss", "update/gradient_norm")
+
+
+def curve(directory: Path) -> list[list[float]]:
+    return [[row["step"], *(row[name] for name in CURVE)] for row in read_metrics(directory)]
+
+
+async def test_a_run_writes_what_it_promises_and_resumes_on_the_same_curve(settings: Settings, tmp_path: Path) -> None:
+    summary = await train(settings, told=silent)
+    whole = tmp_path / "run"
+    written = {path.name for path in whole.iterdir()}
+    promised = {"config.json", "metrics.jsonl", "episodes.jsonl", "checkpoints", "model", "curve.png", "summary.json"}
+    assert promised <= written
+    assert json.loads((whole / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert set(summary) >= {"eval", "steps", "wall_s", "mismatch_max"}
+    assert summary["steps"] == 4
+    assert summary["mismatch_max"] <= 1e-3
+    assert set(summary["eval"]["before"]) >= {"f1", "n", "ci95"}
+    assert summary["eval"]["after"]["n"] == 3
+
+    short = dataclasses.replace(settings, name="half", steps=2)
+    await train(short, told=silent)
+    await train(dataclasses.replace(short, steps=4), resume=True, told=silent)
+    assert [row[0] for row in curve(whole)] == [1, 2, 3, 4]
+    np.testing.assert_allclose(curve(tmp_path / "half"), curve(whole), rtol=1e-5)
+
+    trained = [(row["step"], row["question_id"]) for row in read_episodes(tmp_path / "half" / "episodes.jsonl")]
+    questions = {step: {question for at, question in trained if at == step} for step in range(1, 5)}
+    assert len(trained) == 4 * 2 * 2
+    assert sum(map(len, questions.values())) == len(set.union(*questions.values())), "invariant 7: a question was trained twice"
+
+
+async def test_what_is_interrupted_is_saved_and_goes_on(settings: Settings, tmp_path: Path) -> None:
+    def stop_after_two(phase: str, index: int, numbers: Mapping[str, Any]) -> None:
+        if phase == "step" and index == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = asyncio.all_tasks()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(train(settings, told=stop_after_two))
+    assert asyncio.all_tasks() == before
+    summary = await train(settings, resume=True, told=silent)
+    assert summary["steps"] == 4
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+async def test_a_corrupt_checkpoint_falls_back_to_the_one_before(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await train(settings, told=silent)
+    newest = tmp_path / "run" / "checkpoints" / "4"
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\x00 torn")
+    steps: list[int] = []
+    with caplog.at_level("WARNING", logger="dr_jax"):
+        await train(settings, resume=True, told=lambda phase, index, _: steps.append(index) if phase == "step" else None)
+    assert steps == [3, 4]
+
+
+async def test_9_no_trained_token_is_older_than_the_bound(settings: Settings, tmp_path: Path) -> None:
+    rollout = dataclasses.replace(settings.rollout, staleness=1, in_flight=8)
+    await train(dataclasses.replace(settings, rollout=rollout), told=silent)
+    for row in read_episodes(tmp_path / "run" / "episodes.jsonl"):
+        segments = [segment for one in row["trajectories"] for segment in one["segments"] if segment["author"] == "policy"]
+        assert all(row["step"] - 1 - version <= 1 for segment in segments for version in segment["versions"])
+
+
+async def test_an_earlier_run_of_the_same_name_is_moved_aside(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no run in"):
+        await train(settings, resume=True, told=silent)
+    short = dataclasses.replace(settings, steps=0, eval=dataclasses.replace(settings.eval, questions=1))
+    await train(short, told=silent)
+    assert (tmp_path / "run.1" / "summary.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("found", [0.5, float("nan")])
+def test_a_mismatch_stops_the_run(settings: Settings, found: float) -> None:
+    refuse_mismatch(settings, 1, 1e-4)
+    with pytest.raises(MismatchError, match="At update 3 engine and trainer differ"):
+        refuse_mismatch(settings, 3, found)
