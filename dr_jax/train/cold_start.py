@@ -15,8 +15,6 @@ from contextlib import closing
 from pathlib import Path
 from queue import Empty, Full, Queue
 
-import jax
-
 from dr_jax.agent.prompt import system_prompt
 from dr_jax.agent.reader import make_reader
 from dr_jax.agent.world import World
@@ -30,11 +28,14 @@ from dr_jax.littleweb import questions
 from dr_jax.littleweb.shelf import Shelf
 from dr_jax.littleweb.world import WorldSettings, build
 from dr_jax.model import hf
-from dr_jax.model.decoder import describe, initial
+from dr_jax.model.decoder import describe
+from dr_jax.model.load import fresh
 from dr_jax.model.sizes import NAMED
 from dr_jax.rewards.match import exact_match
 from dr_jax.rollout.collect import in_order
 from dr_jax.rollout.episode import Actors, Attempt, run_episode
+from dr_jax.sharding.mesh import make_mesh
+from dr_jax.sharding.place import place_rows, row_ways
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.tokenizer import Tokenizer
@@ -67,12 +68,13 @@ def cold_start(settings: Settings, directory: Path, *, progress: Progress) -> Pa
     sizes = dataclasses.replace(NAMED[settings.cold_start.size], vocab=tokenizer.vocab_size)
     axes = {name: spec.axes for name, spec in describe(sizes).items()}
     optimizer = make_optimizer(settings.optimizer, axes, steps=settings.steps)
-    state = begin(initial(sizes, jax.random.key(settings.seed)), optimizer)
+    mesh = make_mesh(settings.mesh)
+    state = begin(fresh(sizes, settings.seed, mesh=mesh), optimizer)
     update = make_update(through(sizes), LossSettings(objective="supervised"), optimizer, state)
     step = 0
-    with closing(_ahead(_batches(settings, Chat(tokenizer)))) as ready:
+    with closing(_ahead(_batches(settings, Chat(tokenizer), row_ways(mesh)))) as ready:
         for batches, episodes in ready:
-            state, numbers = update(state, batches)
+            state, numbers = update(state, [place_rows(batch, mesh) for batch in batches])
             step += 1
             progress(step, numbers | {"cold_start/episodes": float(episodes)})
             if step == settings.steps:
@@ -120,18 +122,23 @@ def demonstrations(settings: Settings, chat: Chat, world: int, manners: Manners)
                 yield episode
 
 
-def _batches(settings: Settings, chat: Chat) -> Iterator[tuple[tuple[Batch, ...], int]]:
+def _batches(settings: Settings, chat: Chat, rows_multiple: int) -> Iterator[tuple[tuple[Batch, ...], int]]:
+    """Fill one micro-batch after another: diligence first, then all manners mixed."""
+    careful = round(settings.cold_start.careful * settings.steps)
+    made = 0
     waiting: list[Episode] = []
     seen = tokens = 0
     room = _FILL * settings.batch.rows * settings.batch.lengths[-1]
     shape = dataclasses.replace(settings.batch, lengths=settings.batch.lengths[-1:])
     for world in range(settings.cold_start.worlds):
-        for episode in demonstrations(settings, chat, world, settings.cold_start.manners):
+        manners = Manners() if made < careful else settings.cold_start.manners
+        for episode in demonstrations(settings, chat, world, manners):
             waiting.append(episode)
             seen += 1
             tokens += len(episode.trajectories[0])
             if tokens >= room:
-                yield pack_supervised(waiting, shape), seen
+                yield pack_supervised(waiting, shape, rows_multiple=rows_multiple), seen
+                made += 1
                 waiting, tokens = [], 0
 
 

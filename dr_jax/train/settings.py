@@ -152,13 +152,15 @@ class ColdStartSettings:
         vocabulary: ids of the tokenizer that is trained first, on demonstrations of its own.
         worlds: how many fresh worlds the demonstrations come from.
         questions: drawn from each world.
-        manners: which researchers are shown, and how often.
+        careful: share of the updates, from the first on, that show diligent researchers only.
+        manners: which researchers are shown after that, and how often.
     """
 
     size: str = "tiny"
     vocabulary: int = 1536
     worlds: int = 40
     questions: int = 400
+    careful: float = 0.9
     manners: Manners = field(default_factory=Manners)
 
 
