@@ -18,6 +18,7 @@ HOSTS = ("atlas", "people", "news", "lists", "directory", "forum")
 PER_PAGE = 60
 
 _CHARSETS = ("utf-8", "utf-8", "utf-8", "utf-8", "windows-1252", "iso-8859-1", "shift_jis")
+_FOOTER = "© littleweb – a naïve façade; nothing here is true"  # so that a wrong charset shows
 _ADS = ("Brew Zest tea, now in tins", "Win a weekend by the sea", "Boots that never leak", "Lamps at half the price")
 _CHATTER = (
     "Thanks, that helps.",
@@ -194,7 +195,7 @@ def _document(url: str, title: str, lead: str, text: str, main: str, rng: random
     page = (
         f"<!doctype html><html><head>{meta}<title>{html.escape(title)}</title><style>.ad{{color:red}}</style>"
         f"<script>var seen = 1;</script></head><body>{banner}<nav><ul>{navigation}</ul></nav><main>{main}</main>"
-        f"<footer>Words of littleweb; nothing here is true.</footer></body></html>"
+        f"<footer>{_FOOTER}</footer></body></html>"
     )
     kind = f"text/html; charset={charset}" if told else "text/html"
     return Document(url, title, lead, text, page.encode(charset, "xmlcharrefreplace"), kind)

@@ -1,4 +1,5 @@
 import asyncio
+import html
 import re
 from collections import Counter
 
@@ -107,6 +108,10 @@ async def test_every_style_and_charset_is_served(world: LittleWorld) -> None:
             assert response.status == 200
             seen.add(host)
             charsets.add(response.headers["Content-Type"])
+            body = await response.read()
+            declared = re.search(rb"charset=\W?([\w-]+)", response.headers["Content-Type"].encode() + body)
+            assert declared is not None
+            assert "naïve" in html.unescape(body.decode(declared.group(1).decode()))
     assert seen == set(HOSTS)
     assert len(charsets) >= 4
 
