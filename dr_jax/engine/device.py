@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from dr_jax.base.errors import CheckpointError
 from dr_jax.engine.pages import SCRATCH
 from dr_jax.engine.request import Request
-from dr_jax.engine.runner import COPIES, DecodeRows, PrefillRows, Programs
+from dr_jax.engine.runner import COPIES, DecodeRows, PrefillRows, programs
 from dr_jax.engine.sample import Draws
 from dr_jax.engine.scheduler import Decode, Prefill
 from dr_jax.engine.settings import EngineSettings
@@ -50,7 +50,7 @@ class Device:
         }
         self._forms = {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
         self.weights = self.fitted(weights)
-        self._programs = Programs(
+        self._programs = programs(
             sizes,
             tokens_per_call=settings.tokens_per_call,
             block=settings.block or _block(settings, everywhere),

@@ -10,7 +10,7 @@ Holds: lengths, budgets, temperatures, stop ids and page tables are data; attent
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -78,6 +78,12 @@ class Drawn(NamedTuple):
     ids_BN: Int[Array, "B N"]
     logprobs_BN: Float[Array, "B N"]
     counts_B: Int[Array, " B"]
+
+
+@lru_cache(maxsize=16)
+def programs(sizes: Sizes, *, tokens_per_call: int, block: int, everywhere: Sharding) -> Programs:
+    """Return the programs for these constants; engines that are alike share what is compiled."""
+    return Programs(sizes, tokens_per_call=tokens_per_call, block=block, everywhere=everywhere)
 
 
 class Programs:
