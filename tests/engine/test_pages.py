@@ -1,0 +1,186 @@
+"""The page tree: by hand with pages of 4 ids, then any order of events against the rules."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from dr_jax.engine.pages import SCRATCH, Lease, Node, PagePool
+
+TEN = list(range(10))
+
+
+def leased(pool: PagePool, ids: list[int], tokens: int = 0) -> tuple[Lease, list[tuple[int, int]]]:
+    found = pool.open(ids, tokens or len(ids))
+    assert found is not None
+    return found
+
+
+def run(pool: PagePool, ids: list[int]) -> Lease:
+    """Lease, compute everything, let go."""
+    lease, _ = leased(pool, ids)
+    pool.filled(lease, ids[lease.cached :])
+    return lease
+
+
+def test_a_prompt_is_computed_once_and_its_full_pages_are_shared() -> None:
+    pool = PagePool(9, 4)
+    first = run(pool, TEN)
+    assert pool.held == 3
+    second, copies = leased(pool, [*TEN, 99])
+    assert second.pages[:2] == first.pages[:2]
+    assert second.cached == 10  # two pages shared, two ids of the third copied
+    assert copies == [(first.pages[2], second.pages[2])]
+    assert pool.held == 4
+
+
+def test_the_last_id_is_always_computed() -> None:
+    pool = PagePool(9, 4)
+    run(pool, TEN[:8])
+    assert pool.known(TEN[:8]) == 7
+    assert pool.known(TEN[:9]) == 8
+    assert pool.known([5]) == 0
+
+
+def test_a_tail_that_nobody_writes_to_is_taken_over_by_one_successor() -> None:
+    pool = PagePool(9, 4)
+    first = run(pool, TEN)
+    pages = first.pages
+    pool.release(first)
+    second, copies = leased(pool, [*TEN, 99])
+    assert (second.pages, copies, second.cached) == (pages, [], 10)
+    third, copies = leased(pool, [*TEN, 98])
+    assert copies == [(pages[2], third.pages[2])]
+    assert third.cached == 10
+
+
+def test_what_is_unheld_longest_goes_first_and_children_before_parents() -> None:
+    pool = PagePool(6, 4)  # five pages
+    for start in (0, 100):
+        pool.release(run(pool, list(range(start, start + 8))))
+    assert pool.available == 5
+    lease, _ = leased(pool, [200], tokens=8)  # one page is free, one is taken from the first prompt: its second
+    assert pool.known([*range(8), 9]) == 4
+    assert pool.known([*range(100, 108), 9]) == 8
+    pool.release(lease)
+
+
+def test_nothing_changes_when_pages_do_not_suffice() -> None:
+    pool = PagePool(4, 4)
+    lease = run(pool, TEN[:8])
+    assert pool.open([50] * 9, 9) is None
+    assert not pool.reserve(lease, 13)
+    assert (pool.held, pool.available) == (2, 1)
+
+
+def test_the_page_to_copy_from_is_given_up_when_it_is_one_too_many() -> None:
+    pool = PagePool(4, 4)
+    pool.release(run(pool, TEN[:8]))
+    lease, copies = leased(pool, [*TEN[:7], 77, *range(50, 54)])  # would keep page 2 of the first beside three of its own
+    assert (len(lease.nodes), copies, lease.cached) == (3, [], 4)
+
+
+def test_two_who_computed_the_same_page_end_up_with_one() -> None:
+    pool = PagePool(9, 4)
+    one, other = leased(pool, TEN)[0], leased(pool, TEN)[0]
+    for lease in (one, other):
+        pool.filled(lease, TEN)
+    assert one.pages[:2] == other.pages[:2]
+    assert one.pages[2] != other.pages[2]
+    assert pool.held == 4
+
+
+def test_new_weights_share_nothing_old() -> None:
+    pool = PagePool(9, 4)
+    pool.release(run(pool, TEN))
+    running = run(pool, [*TEN[:4], 55])
+    pool.forget()
+    assert pool.held == 2
+    assert pool.known(TEN) == 0
+    pool.filled(running, [56, 57, 58])
+    pool.release(running)
+    assert (pool.held, pool.available, pool.known([*TEN[:4], 55])) == (0, 8, 0)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Requests over two ids, so that they share a lot, on a pool that is too small for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = PagePool(8, 2)
+        self.running: list[tuple[Lease, list[int]]] = []
+        self.content: dict[int, list[int]] = {}  # what the device would hold
+
+    @rule(ids=st.lists(st.integers(0, 1), min_size=1, max_size=9))
+    def arrive(self, ids: list[int]) -> None:
+        known, before = self.pool.known(ids), (self.pool.held, self.pool.available)
+        found = self.pool.open(ids, len(ids))
+        if found is None:
+            assert (self.pool.held, self.pool.available) == before
+            return
+        lease, copies = found
+        for source, target in copies:
+            self.content[target] = list(self.content[source])
+        assert lease.cached <= known < len(ids)
+        self.running.append((lease, ids))
+
+    @precondition(lambda self: self.running)
+    @rule(which=st.integers(0, 99), count=st.integers(1, 5), new=st.lists(st.integers(0, 1), min_size=5, max_size=5))
+    def compute(self, which: int, count: int, new: list[int]) -> None:
+        lease, ids = self.running[which % len(self.running)]
+        ids.extend(new)
+        if not self.pool.reserve(lease, lease.cached + count):
+            return
+        for place in range(lease.cached, lease.cached + count):
+            held = self.content.setdefault(lease.pages[place // 2], [])
+            del held[place % 2 :]
+            held.append(ids[place])
+        self.pool.filled(lease, ids[lease.cached : lease.cached + count])
+
+    @precondition(lambda self: self.running)
+    @rule(which=st.integers(0, 99))
+    def end(self, which: int) -> None:
+        self.pool.release(self.running.pop(which % len(self.running))[0])
+
+    @rule()
+    def adopt(self) -> None:
+        self.pool.forget()
+
+    @invariant()
+    def every_page_is_in_one_place(self) -> None:
+        pool = self.pool
+        held = {page for lease, _ in self.running for page in lease.pages}
+        unheld = [node.page for node in pool._unheld]
+        assert sorted([*pool._free, *unheld, *held]) == list(range(1, 8))
+        assert SCRATCH not in held
+        assert (pool.held, pool.available) == (len(held), 7 - len(held))
+
+    @invariant()
+    def holders_are_counted(self) -> None:
+        counted: dict[int, int] = {}
+        nodes: dict[int, Node] = {}
+        for lease, _ in self.running:
+            for node in lease.nodes:
+                counted[id(node)] = counted.get(id(node), 0) + 1
+                nodes[id(node)] = node
+        assert all(node.holders == counted[key] for key, node in nodes.items())
+        assert all(node.holders == 0 for node in self.pool._unheld)
+        # Whoever is still being written to has one writer.
+        assert all(node.holders == 1 for node in nodes.values() if len(node.ids) < 2)
+
+    @invariant()
+    def leases_read_their_own_ids(self) -> None:
+        for lease, ids in self.running:
+            found = [token for page in lease.pages for token in self.content.get(page, [])[:2]]
+            assert found[: lease.cached] == ids[: lease.cached]
+            assert [token for node in lease.nodes for token in node.ids] == ids[: lease.cached]
+
+    @invariant()
+    def parents_outlive_children(self) -> None:
+        order = {node: place for place, node in enumerate(self.pool._unheld)}
+        for node, place in order.items():
+            assert node.parent is not None
+            assert order.get(node.parent, place + 1) > place
+
+
+AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAnyOrder = AnyOrder.TestCase

@@ -1,0 +1,167 @@
+"""Decisions without a device: a loop that pretends every id was computed and draws from a formula."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dr_jax.engine.pages import PagePool
+from dr_jax.engine.request import Request
+from dr_jax.engine.scheduler import PREFILLS_IN_A_ROW, Decode, Prefill, Scheduler
+from dr_jax.tokens.policy import Sampling
+
+KEY = np.zeros(2, np.uint32)
+
+
+def scheduler(*, pages: int = 65, slots: int = 4, rows: tuple[int, ...] = (2, 4)) -> Scheduler:
+    return Scheduler(PagePool(pages, 4), slots, tokens_per_call=4, prefill_rows=rows, prefill_width=8)
+
+
+def request(ids: list[int], budget: int = 4) -> Request:
+    return Request(tuple(ids), Sampling(budget), KEY, lambda found: None)
+
+
+def distinct(count: int, length: int = 6) -> list[Request]:
+    return [request([100 * one + place for place in range(length)]) for one in range(count)]
+
+
+def step(one: Scheduler) -> Prefill | Decode | None:
+    """Plan, and do what the device would: the next id is the number of ids before it."""
+    work = one.plan().work
+    if isinstance(work, Prefill):
+        assert len(work.stretches) <= work.rows
+        for stretch in work.stretches:
+            last = stretch.last
+            assert stretch.start == stretch.request.cached
+            one.computed(stretch.request, stretch.ids)
+            if last:
+                draw(one, stretch.request, 1)
+    elif isinstance(work, Decode):
+        assert 0 < len(work.requests) <= one.slots
+        for drawing in work.requests:
+            assert drawing.lease is not None
+            count = min(one.tokens_per_call, drawing.left)
+            assert len(drawing.lease.pages) * 4 >= drawing.cached + count
+            new = list(range(len(drawing.ids), len(drawing.ids) + count))
+            one.computed(drawing, [drawing.ids[-1], *new[:-1]])
+            draw(one, drawing, count)
+    return work
+
+
+def draw(one: Scheduler, drawing: Request, count: int) -> None:
+    new = range(len(drawing.ids), len(drawing.ids) + count)
+    drawing.append(list(new), [0.0] * count, 0)
+    if drawing.finished:
+        one.remove(drawing)
+
+
+def test_first_come_first_served() -> None:
+    one = scheduler(slots=2)
+    asked = distinct(4)
+    for waiting in asked:
+        one.add(waiting)
+    step(one)
+    assert one.running == asked[:2]
+    assert one.waiting == asked[2:]
+
+
+def test_a_call_is_nearly_full_or_the_next_smaller_one() -> None:
+    for stretches, rows in ((1, 2), (2, 2), (3, 4), (4, 4), (9, 4)):
+        one = scheduler(rows=(2, 4), slots=9)
+        for waiting in distinct(stretches):
+            one.add(waiting)
+        work = one.plan().work
+        assert isinstance(work, Prefill)
+        assert (work.rows, len(work.stretches)) == (rows, min(stretches, rows))
+
+
+def test_one_long_prompt_fills_several_rows_of_a_call() -> None:
+    one = scheduler()
+    one.add(request(list(range(30))))
+    work = step(one)
+    assert isinstance(work, Prefill)
+    assert [(stretch.start, stretch.stop) for stretch in work.stretches] == [(0, 8), (8, 16), (16, 24), (24, 30)]
+
+
+def test_siblings_wait_for_the_first_one_and_others_pass_them() -> None:
+    one = scheduler(slots=3, rows=(1,))
+    siblings = [request(list(range(14))) for _ in range(2)]
+    stranger = request([500, 501, 502])
+    for waiting in (*siblings, stranger):
+        one.add(waiting)
+    one.plan()
+    assert one.running == [siblings[0], stranger]
+    while siblings[0].drawn == 0:
+        step(one)
+    plan = one.plan()
+    assert siblings[1] in one.running
+    assert siblings[1].pending == 1  # it computes nothing but the prompt's last id
+    assert len(plan.copies) == 1
+
+
+def test_those_who_draw_get_a_turn_between_many_prefills() -> None:
+    one = scheduler(slots=40, rows=(1,), pages=400)
+    drawing = request([1, 2, 3], budget=40)
+    one.add(drawing)
+    step(one)
+    for waiting in distinct(30):
+        one.add(waiting)
+    kinds = [type(step(one)) for _ in range(12)]
+    # The prefill that made it draw was the first in a row.
+    assert kinds.index(Decode) == PREFILLS_IN_A_ROW - 1
+
+
+def test_the_youngest_is_put_back_and_keeps_what_it_drew() -> None:
+    one = scheduler(pages=7, slots=2)  # six pages of four: 24 tokens
+    old, young = request(list(range(7)), budget=13), request(list(range(50, 57)), budget=13)
+    one.add(old)
+    one.add(young)
+    while young in one.running or not young.drawn:
+        step(one)
+    kept = list(young.ids)
+    assert one.waiting == [young]
+    assert len(kept) > 7
+    while one.requests:
+        step(one)
+    assert young.ids[: len(kept)] == kept
+    assert one.metrics.drain()["engine/preempted"] >= 1
+    assert one.pool.held == 0
+    assert (len(old.ids), len(young.ids)) == (20, 20)
+
+
+def test_removing_a_request_frees_its_pages_wherever_it_is() -> None:
+    one = scheduler(slots=1)
+    running, waiting = distinct(2)
+    for asked in (running, waiting):
+        one.add(asked)
+    step(one)
+    for asked in (waiting, running, running):
+        one.remove(asked)
+    assert one.requests == []
+    assert one.pool.held == 0
+    assert one.plan().work is None
+
+
+prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    asked=st.lists(st.tuples(prompts, st.integers(1, 12), st.integers(0, 9)), min_size=1, max_size=12),
+    pages=st.integers(9, 20),
+    slots=st.integers(1, 5),
+)
+def test_everything_ends_whatever_is_asked(asked: list[tuple[list[int], int, int]], pages: int, slots: int) -> None:
+    one = scheduler(pages=pages, slots=slots)
+    arrivals = [(at, request(ids, budget)) for ids, budget, at in asked]
+    for time in range(1000):
+        for at, arriving in arrivals:
+            if at == time:
+                one.add(arriving)
+        if step(one) is None and time > 9:
+            break
+    else:
+        pytest.fail("somebody still waits after 1000 calls")
+    assert all(arriving.left == 0 for _, arriving in arrivals)
+    assert one.requests == []
+    assert one.pool.held == 0
