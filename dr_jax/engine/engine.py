@@ -149,7 +149,8 @@ class Engine:
     def adopt(self, weights: Weights, version: int) -> None:
         """Draw with these weights from the next device call on; requests in flight go on, with both versions recorded.
 
-        Pages computed with earlier weights are shared with no new request. Returns at once, from any thread.
+        A request that has not drawn yet starts again; one that has keeps its pages, so until its turn ends it draws with the
+        new weights from what the old ones computed. No other request shares such pages. Returns at once, from any thread.
 
         Args:
             weights: names, shapes and dtypes as before; they must stay valid.
@@ -163,7 +164,7 @@ class Engine:
 
         def swap() -> None:
             self._device.weights, self._device.version = placed, version
-            self._pool.forget()
+            self._scheduler.restart()
 
         self._tell(swap, _nobody)
 

@@ -104,6 +104,12 @@ class Scheduler:
         elif request in self.waiting:
             self.waiting.remove(request)
 
+    def restart(self) -> None:
+        """Forget all pages: the weights changed. Who is drawing keeps its own; who has not come so far starts again."""
+        self.pool.forget()
+        for request in [one for one in self.running if one.pending > 1]:
+            self._put_back(request)
+
     def computed(self, request: Request, ids: Sequence[int]) -> None:
         """Note that keys and values of a running request's next ids are in its pages now."""
         assert request.lease is not None, "it runs"
@@ -168,6 +174,7 @@ class Scheduler:
                 continue
             while not self.pool.reserve(request.lease, self._room(request)):
                 youngest = self.running[-1]
+                self.metrics.add("engine/preempted")
                 self._put_back(youngest)
                 if youngest is request:
                     break
@@ -180,7 +187,6 @@ class Scheduler:
         return len(request.ids) - 1 + min(self.tokens_per_call, request.left)
 
     def _put_back(self, request: Request) -> None:
-        self.metrics.add("engine/preempted")
         self.running.remove(request)
         self._release(request)
         self._queue_again(request)

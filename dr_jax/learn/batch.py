@@ -41,6 +41,8 @@ class Batch:
         weights: the token's share of the update's loss; 0 for every token that the policy did not write.
         sampled_logprobs: what the sampler drew the token with; 0 where nothing is trained.
         versions: of the weights that drew the token; -1 where nothing is trained.
+        pure: whether those weights also computed all keys and values that the token was drawn from: false after new weights
+            were adopted in the middle of a turn, and where nothing is trained.
         advantages: of the token's episode and turn; 0 where nothing is trained.
     """
 
@@ -50,6 +52,7 @@ class Batch:
     weights: Any
     sampled_logprobs: Any
     versions: Any
+    pure: Any
     advantages: Any
 
     @property
@@ -93,6 +96,7 @@ class _Piece:
     weights: Float[np.ndarray, " n"]
     sampled_logprobs: Float[np.ndarray, " n"]
     versions: Int[np.ndarray, " n"]
+    pure: Bool[np.ndarray, " n"]
     advantages: Float[np.ndarray, " n"]
 
     def __len__(self) -> int:
@@ -148,7 +152,7 @@ def pack_supervised(
 def empty(rows: int, length: int) -> Batch:
     """Build a micro-batch of padding, e.g. to compile a program before it is needed."""
     whole, real = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.float32)
-    return Batch(whole, whole, whole, real, real, whole - 1, real)
+    return Batch(whole, whole, whole, real, real, whole - 1, whole > 0, real)
 
 
 def _pack(
@@ -217,6 +221,8 @@ def _piece(trajectory: Trajectory, value: float, additions: Iterator[float], wei
         weights=policy * weight,
         sampled_logprobs=filled((segment.logprobs for segment in segments), 0.0, np.float32),
         versions=filled((segment.versions for segment in segments), -1, np.int32),
+        # The engine starts a turn with the keys and values of one version, and keeps them when it adopts another.
+        pure=filled(((one == segment.versions[0] for one in segment.versions) for segment in segments), 0.0, np.bool_),
         advantages=np.repeat(np.asarray([value + next(additions) if one else 0.0 for one in own], np.float32), lengths),
     )
 
@@ -262,6 +268,7 @@ def _rectangle(rows: Sequence[Sequence[_Piece]], length: int, total: float) -> B
             arrays["weights"][span] = piece.weights / total
             arrays["sampled_logprobs"][span] = piece.sampled_logprobs
             arrays["versions"][span] = piece.versions
+            arrays["pure"][span] = piece.pure
             arrays["advantages"][span] = piece.advantages
             start += len(piece)
     return Batch(**arrays)

@@ -138,7 +138,7 @@ def loss(
         entropy_BT: of the distribution that each token was drawn from.
         batch: the micro-batch.
         settings: the objective.
-        version: of the trainer's weights; tokens drawn with this version are on-policy.
+        version: of the trainer's weights; tokens drawn with this version, context included, are on-policy.
         reference_BT: log-probabilities under the reference policy, needed when `settings.needs_reference`.
         proximal_BT: log-probabilities at the start of the update; None means that the update starts here.
     """
@@ -160,7 +160,7 @@ def loss(
         per_token = per_token - settings.entropy_coefficient * entropy_BT
     weighted = batch.weights * per_token
     tally |= {"loss": weighted, "entropy": entropy_BT, "logprob": logprobs_BT, "tokens": jnp.ones_like(entropy_BT)}
-    drawn_now = trained & (batch.versions == version) & (settings.objective == "policy")
+    drawn_now = trained & batch.pure & (batch.versions == version) & (settings.objective == "policy")
     gap = jnp.where(drawn_now, jnp.abs(logprobs_BT - batch.sampled_logprobs), 0.0)
     return jnp.sum(weighted), jax.lax.stop_gradient(_tally(tally, trained, drawn_now, gap))
 

@@ -129,6 +129,28 @@ def test_the_youngest_is_put_back_and_keeps_what_it_drew() -> None:
     assert (len(old.ids), len(young.ids)) == (20, 20)
 
 
+def test_new_weights_start_again_who_has_not_come_to_draw() -> None:
+    one = scheduler(slots=2, rows=(1,))
+    drawing, computing = request([1, 2, 3], budget=9), request(list(range(10, 30)))
+    one.add(drawing)
+    step(one)
+    one.add(computing)
+    step(one)
+    assert drawing.pending == 1 < computing.pending < 20
+    held = drawing.cached
+    one.restart()
+    assert drawing.cached == held
+    assert computing.cached == 0
+    twin = request(list(range(10, 30)))
+    one.add(twin)
+    work = step(one)
+    assert isinstance(work, Prefill)
+    assert [(stretch.request, stretch.start) for stretch in work.stretches] == [(computing, 0)]
+    while one.requests:
+        step(one)
+    assert one.pool.held == 0
+
+
 def test_removing_a_request_frees_its_pages_wherever_it_is() -> None:
     one = scheduler(slots=1)
     running, waiting = distinct(2)

@@ -1,5 +1,7 @@
 """Ragged trajectories to rectangles."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from dr_jax.base.errors import CapacityError
 from dr_jax.base.metrics import Metrics
 from dr_jax.learn.advantage import centered
 from dr_jax.learn.batch import Batch, BatchSettings, empty, pack, pack_supervised
-from dr_jax.tokens.trajectory import Author, Segment, Trajectory
+from dr_jax.tokens.trajectory import Author, Segment, Trajectory, world
 from tests.learn.episodes import episode, group
 
 SMALL = BatchSettings(rows=2, lengths=(4, 8))
@@ -27,6 +29,18 @@ def test_two_short_trajectories_share_a_row():
     np.testing.assert_array_equal(batch.versions, [[-1, -1, 0, 0, -1, 3, -1, 3]])
     np.testing.assert_allclose(batch.sampled_logprobs, [[0, 0, -12e-5, -13e-5, 0, -21e-5, 0, -23e-5]])
     np.testing.assert_array_equal(batch.advantages, [[0, 0, 0.5, 0.5, 0, -0.5, 0, -0.5]])
+
+
+def test_what_new_weights_drew_from_old_keys_and_values_is_told_apart():
+    turns = (world((1, 2)), policy((3, 4, 5), (6, 6, 7)), world((8,)), policy((9, 9), (7, 7)))
+    swapped = dataclasses.replace(episode("wp", reward=1), trajectories=(Trajectory(turns),))
+    (batch,) = pack_supervised([swapped], BatchSettings(rows=1, lengths=(8,)))
+    np.testing.assert_array_equal(batch.versions, [[-1, -1, 6, 6, 7, -1, 7, 7]])
+    np.testing.assert_array_equal(batch.pure, [[False, False, True, True, False, False, True, True]])
+
+
+def policy(ids: tuple[int, ...], versions: tuple[int, ...]) -> Segment:
+    return Segment(Author.POLICY, ids, (-1.0,) * len(ids), versions)
 
 
 def test_step_rewards_land_on_the_tokens_of_their_turn():
@@ -125,7 +139,7 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_a_batch_is_a_pytree():
     doubled = jax.tree.map(lambda leaf: leaf * 2, empty(2, 4))
     assert isinstance(doubled, Batch)
-    assert len(jax.tree.leaves(doubled)) == 7
+    assert len(jax.tree.leaves(doubled)) == 8
     assert (doubled.versions == -2).all()
 
 

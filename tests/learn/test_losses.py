@@ -1,5 +1,7 @@
 """The objective, term by term."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,18 @@ def test_mismatch_is_measured_on_the_current_versions_tokens_only(batch):
     assert float(found["mismatch_max"]) == float(found["on_policy"]) == 0
 
 
+def test_mismatch_is_not_measured_where_other_weights_computed_the_context(batch):
+    last = int(np.flatnonzero(np.asarray(batch.trained)[0])[-1])
+    sampled = np.array(batch.sampled_logprobs)
+    sampled[0, last] += 1.0
+    for pure, expected in ((True, 1.0), (False, 0.0)):
+        mixed = np.array(batch.pure)
+        mixed[0, last] = pure
+        here = dataclasses.replace(batch, sampled_logprobs=sampled, pure=mixed)
+        found = losses.report([losses.loss(batch.sampled_logprobs, jnp.zeros((1, 10)), here, PLAIN, version=0)[1]])
+        assert found["mismatch_max"] == pytest.approx(expected, abs=1e-5)
+
+
 EVERYTHING = [
     LossSettings(),
     LossSettings(kl="k1", kl_coefficient=0.5, entropy_coefficient=0.3, dual_clip=3.0),
@@ -139,7 +153,7 @@ def test_only_the_policys_tokens_carry_loss(batch, settings):
     noise = jnp.where(batch.trained, 0.0, jax.random.normal(key, (1, 10)) * 100)
 
     def value(logprobs, entropy, reference, proximal, sampled, advantages):
-        changed = type(batch)(batch.ids, batch.positions, batch.segments, batch.weights, sampled, batch.versions, advantages)
+        changed = dataclasses.replace(batch, sampled_logprobs=sampled, advantages=advantages)
         return losses.loss(logprobs, entropy, changed, settings, version=0, reference_BT=reference, proximal_BT=proximal)[0]
 
     arguments = (*inputs.values(), batch.sampled_logprobs, batch.advantages)

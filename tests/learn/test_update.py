@@ -264,7 +264,7 @@ def test_no_array_of_tokens_by_vocabulary_is_ever_held():
     weights = jax.eval_shape(lambda: initial(big, jax.random.key(0)))
     forward = through(big, chunk=128)
     batch = jax.eval_shape(
-        lambda: jax.tree.map(jnp.asarray, Batch(*([jnp.zeros((8, 512), jnp.int32)] * 3), *([jnp.zeros((8, 512))] * 4)))
+        lambda: jax.tree.map(jnp.asarray, Batch(*([jnp.zeros((8, 512), jnp.int32)] * 3), *([jnp.zeros((8, 512))] * 5)))
     )
     traced = jax.make_jaxpr(jax.grad(lambda weights, batch: forward(weights, batch, jnp.float32(1))[0].sum()))(weights, batch)
     assert largest(traced.jaxpr) < 8 * 512 * 50_000 / 10  # a tenth of the logits
