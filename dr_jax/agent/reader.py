@@ -25,6 +25,10 @@ from dr_jax.web.page import Page
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"[^\n.!?]+(?:[.!?]+(?!\s)[^\n.!?]+)*[.!?]*")
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
+_EMPTY = frozenset(  # words that match everywhere and mean nothing here; other languages do without such a list
+    "a an and are as at be by did do does for from had has have how in is it its many much of on or that the their this to was "
+    "were what when where which who whom whose why will with".split()
+)
 _SENTENCE_CHARS = 600  # a longer run without a full stop is cut: minified text, lists, other scripts
 
 
@@ -88,7 +92,7 @@ class ExtractiveReader:
         known = " ".join(task.known)
         readings: list[Reading] = []
         for number, segment in enumerate(segments(page.text, self._settings), start=1):
-            said = best_sentences(segment, task, self._settings.sentences, known)
+            said = best_sentences(segment, task, self._settings.sentences, known=known, title=page.title)
             if not said:
                 continue
             readings.append(Reading(number, " ".join(said)))
@@ -150,7 +154,7 @@ class PolicyReader:
         return reply
 
     def _extracted(self, segment: str, task: Task) -> str:
-        return " ".join(best_sentences(segment, task, self._settings.sentences, " ".join(task.known)))
+        return " ".join(best_sentences(segment, task, self._settings.sentences, known=" ".join(task.known)))
 
 
 def _reply_in(text: str) -> tuple[str, bool] | None:
@@ -193,24 +197,27 @@ def segments(text: str, settings: ReaderSettings) -> Iterator[str]:
         start = end
 
 
-def best_sentences(segment: str, task: Task, count: int, known: str = "") -> list[str]:
+def best_sentences(segment: str, task: Task, count: int, *, known: str = "", title: str = "") -> list[str]:
     """Return the sentences with the highest BM25 score for the sub-question and question, in page order.
 
     Robertson and Zaragoza, "The Probabilistic Relevance Framework" (2009), with k1 = 1.2, b = 0.75, the segment's sentences
-    as documents. Words of the sub-question count twice. What is known already is left out.
+    as documents. Words of the sub-question count twice, words of the page's title a tenth: all of the page is about them.
+    What is known already is left out, and so are headings and the like that only repeat words of the questions.
     """
-    sentences = [one for one in dict.fromkeys(_sentences(segment)) if one not in known]
-    bags = [Counter(_words(sentence)) for sentence in sentences]
     wanted = Counter(_words(task.sub_question) * 2 + _words(task.question))
+    weights = {word: times * (0.1 if word in _words(title) else 1.0) for word, times in wanted.items()}
+    found = {one: Counter(_words(one)) for one in _sentences(segment) if one not in known}
+    sentences = [one for one, bag in found.items() if bag.keys() - wanted.keys()]
+    bags = [found[one] for one in sentences]
     mean = sum(map(Counter.total, bags)) / max(len(bags), 1)
     frequency = Counter(word for bag in bags for word in bag if word in wanted)
 
     def score(bag: Counter[str]) -> float:
         total = 0.0
-        for word, times in wanted.items():
+        for word, weight in weights.items():
             if word in bag:
                 rarity = math.log(1 + (len(bags) - frequency[word] + 0.5) / (frequency[word] + 0.5))
-                total += times * rarity * bag[word] * 2.2 / (bag[word] + 1.2 * (0.25 + 0.75 * bag.total() / mean))
+                total += weight * rarity * bag[word] * 2.2 / (bag[word] + 1.2 * (0.25 + 0.75 * bag.total() / mean))
         return total
 
     scores = [score(bag) for bag in bags]
@@ -220,7 +227,7 @@ def best_sentences(segment: str, task: Task, count: int, known: str = "") -> lis
 
 def _sentences(segment: str) -> Iterator[str]:
     for match in _SENTENCE.findall(segment):
-        sentence = match.strip()
+        sentence = match.strip(" |")  # a row of a table
         if len(sentence) > _SENTENCE_CHARS:
             yield from textwrap.wrap(sentence, _SENTENCE_CHARS, break_on_hyphens=False)
         elif sentence:
@@ -234,4 +241,4 @@ def _covered(sub_question: str, said: Sequence[str]) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]
+    return [word for word in map(str.lower, _WORD.findall(text)) if word not in _EMPTY]

@@ -3,7 +3,7 @@
 In:    a world
 Out:   for a host and path, a Document: status, headers' worth of facts, and the bytes of a page
 Styles: encyclopaedia with an info box, biography blog, news among advertising, table listing, directory over several
-       pages, forum thread; redirects from old addresses, dead links, cookie banners, several charsets
+       pages, forum thread; short and long; redirects from old addresses, dead links, cookie banners, several charsets
 """
 
 from __future__ import annotations
@@ -26,6 +26,17 @@ _CHATTER = (
     "Could not find it in my almanac.",
     "Moved from another board.",
 )
+_ASIDES = (
+    "The road there is steep in winter and muddy in spring.",
+    "Visitors from {name} come by the early train.",
+    "A song about {name} is still sung on market days.",
+    "Nobody remembers who painted the old gate.",
+    "The weather is mild, with fog until noon.",
+    "An almanac compares it with {name}, without saying why.",
+    "Letters kept in a chest at {name} say little more.",
+    "Bread, cheese and walnuts are sold at the corner.",
+)
+_LONG = 0.15  # share of pages that go on about other things
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,13 @@ class Pages:
         also = f", also written {entity.alias}" if entity.alias else ""
         return f"{entity.name} is a {entity.kind}{also}."
 
+    def _asides(self, rng: random.Random) -> list[str]:
+        """Paragraphs that say nothing of the subject, on the pages that are long."""
+        if rng.random() >= _LONG:
+            return []
+        name = lambda: rng.choice(self.world.entities).name  # noqa: E731
+        return [" ".join(rng.choice(_ASIDES).format(name=name()) for _ in range(12)) for _ in range(rng.randrange(3, 9))]
+
     def _atlas(self, entity: Entity, url: str) -> Document:
         rng = self._rng(url)
         sentences, lead = self._sentences(entity, rng), self._lead(entity)
@@ -130,16 +148,18 @@ class Pages:
         other = [one for one in self.world.bearers[entity.name] if one.id != entity.id]
         hat = "".join(f"<p class='hatnote'>For the {one.kind} see {_link(one)}.</p>" for one in other)
         extra = f"<h2>Notes</h2><p>{rng.choice(_CHATTER)}</p>" * (rng.random() < 0.3)
-        main = f"<h1>{entity.name}</h1>{hat}{middle}<p>{lead} {' '.join(sentences)}</p>{extra}"
+        before, after = _split(self._asides(rng), rng)
+        main = f"<h1>{entity.name}</h1>{hat}{middle}{before}<p>{lead} {' '.join(sentences)}</p>{after}{extra}"
         return _document(url, f"{entity.name} ({entity.kind})", lead, " ".join(sentences), main, rng)
 
     def _people(self, entity: Entity, url: str) -> Document:
         rng = self._rng(url)
         sentences, lead = self._sentences(entity, rng), self._lead(entity)
         half = len(sentences) // 2
+        before, after = _split(self._asides(rng), rng)
         main = (
-            f"<article><h1>{entity.name}</h1><p class='meta'>A short life</p><p>{lead} {' '.join(sentences[:half])}</p>"
-            f"<p>{' '.join(sentences[half:])}</p></article>"
+            f"<article><h1>{entity.name}</h1><p class='meta'>A short life</p>{before}<p>{lead} {' '.join(sentences[:half])}</p>"
+            f"{after}<p>{' '.join(sentences[half:])}</p></article>"
         )
         return _document(url, f"{entity.name} ({entity.kind})", lead, " ".join(sentences), main, rng)
 
@@ -180,6 +200,13 @@ class Pages:
         lead = f"Directory of every {kind}, page {page}."
         main = f"<h1>{kind}</h1><p>{lead}</p><ul>{items}</ul><p class='turn'>{turn}</p>"
         return _document(url, f"Directory: {kind} {page}", lead, lead, main, self._rng(url))
+
+
+def _split(paragraphs: list[str], rng: random.Random) -> tuple[str, str]:
+    """Lay paragraphs around what matters."""
+    at = rng.randint(0, len(paragraphs))
+    before, after = ("".join(f"<p>{one}</p>" for one in some) for some in (paragraphs[:at], paragraphs[at:]))
+    return before, after
 
 
 def _link(value: Entity | str) -> str:

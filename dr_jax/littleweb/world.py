@@ -40,161 +40,66 @@ class Relation:
     asks: tuple[str, ...]
 
 
-def _relation(name: str, words: str, target: Kind | Literalish, sentences: tuple[str, ...], *asks: str) -> Relation:
-    return Relation(name, words, target, sentences, f"the {words} of {{s}}", (f"What is the {words} of {{s}}?", *asks))
+_SENTENCES = ("The {w} of {s} is {v}.", "Its {w} is {v}.", "{s} has as its {w} {v}.")
+_LIVES = ("The {w} of {s} is {v}.", "{s} has as {w} {v}.", "{w}: {v}.")
 
 
+def _relation(name: str, words: str, target: Kind | Literalish, *asks: str, sentences: tuple[str, ...] = _SENTENCES) -> Relation:
+    said = tuple(one.replace("{w}", words) for one in sentences)
+    return Relation(name, words, target, said, f"the {words} of {{s}}", (f"What is the {words} of {{s}}?", *asks))
+
+
+# The word for a relation always comes before its value, as most prose has it: who reads from left to right knows what to look for.
 RELATIONS: dict[Kind, tuple[Relation, ...]] = {
     "person": (
-        _relation(
-            "birthplace", "birthplace", "city", ("{s} was born in {v}.", "The birthplace of {s} is {v}."), "Where was {s} born?"
-        ),
-        _relation(
-            "employer", "employer", "company", ("{s} works for {v}.", "The employer of {s} is {v}."), "Whom does {s} work for?"
-        ),
-        _relation(
-            "teacher", "teacher", "person", ("{s} was a pupil of {v}.", "The teacher of {s} was {v}."), "Who taught {s}?"
-        ),
-        _relation("occupation", "occupation", "occupation", ("{s} is a {v} by occupation.", "The occupation of {s} is {v}.")),
+        _relation("birthplace", "birthplace", "city", "Where was {s} born?", sentences=_LIVES),
+        _relation("employer", "employer", "company", "Whom does {s} work for?", sentences=_LIVES),
+        _relation("teacher", "teacher", "person", "Who taught {s}?", sentences=_LIVES),
+        _relation("occupation", "occupation", "occupation", sentences=_LIVES),
     ),
     "city": (
-        _relation(
-            "country",
-            "country",
-            "country",
-            ("{s} lies in the country {v}.", "The country of {s} is {v}."),
-            "In which country is {s}?",
-        ),
-        _relation("mayor", "mayor", "person", ("The mayor of {s} is {v}.", "{v} is mayor of {s}."), "Who is the mayor of {s}?"),
-        _relation(
-            "city_river",
-            "river",
-            "river",
-            ("{s} stands on the river {v}.", "The river of {s} is {v}."),
-            "Which river runs through {s}?",
-        ),
-        _relation("population", "population", "people", ("The population of {s} is {v}.", "{s} has a population of {v}.")),
+        _relation("country", "country", "country", "In which country is {s}?"),
+        _relation("mayor", "mayor", "person", "Who is the mayor of {s}?"),
+        _relation("city_river", "river", "river", "Which river runs through {s}?"),
+        _relation("population", "population", "people"),
     ),
     "country": (
-        _relation(
-            "capital",
-            "capital",
-            "city",
-            ("The capital of {s} is {v}.", "{v} is the capital of {s}."),
-            "Which city is the capital of {s}?",
-        ),
-        _relation(
-            "president",
-            "president",
-            "person",
-            ("The president of {s} is {v}.", "{v} is president of {s}."),
-            "Who is the president of {s}?",
-        ),
-        _relation(
-            "neighbour",
-            "neighbour",
-            "country",
-            ("The neighbour of {s} is {v}.", "{s} has {v} as its only neighbour."),
-            "Which country borders {s}?",
-        ),
-        _relation(
-            "independence",
-            "independence year",
-            "year",
-            ("{s} became independent in {v}.", "The independence year of {s} is {v}."),
-        ),
+        _relation("capital", "capital", "city", "Which city is the capital of {s}?"),
+        _relation("president", "president", "person", "Who is the president of {s}?"),
+        _relation("neighbour", "neighbour", "country", "Which country borders {s}?"),
+        _relation("independence", "independence year", "year"),
     ),
     "company": (
-        _relation(
-            "founder", "founder", "person", ("{s} was founded by {v}.", "The founder of {s} is {v}."), "Who founded {s}?"
-        ),
-        _relation(
-            "headquarters",
-            "headquarters",
-            "city",
-            ("The headquarters of {s} are in {v}.", "{s} has its headquarters in {v}."),
-            "Where is {s} based?",
-        ),
-        _relation(
-            "director", "director", "person", ("The director of {s} is {v}.", "{v} is director of {s}."), "Who directs {s}?"
-        ),
-        _relation(
-            "founding", "founding year", "year", ("The founding year of {s} is {v}.", "{s} names {v} as its founding year.")
-        ),
+        _relation("founder", "founder", "person", "Who founded {s}?"),
+        _relation("headquarters", "headquarters", "city", "Where is {s} based?"),
+        _relation("director", "director", "person", "Who directs {s}?"),
+        _relation("founding", "founding year", "year"),
     ),
     "river": (
-        _relation(
-            "source",
-            "source",
-            "city",
-            ("The source of {s} is near {v}.", "{s} has its source near {v}."),
-            "Near which city does {s} rise?",
-        ),
-        _relation(
-            "mouth",
-            "mouth",
-            "city",
-            ("The mouth of {s} is at {v}.", "{s} has its mouth at {v}."),
-            "At which city does {s} end?",
-        ),
-        _relation("length", "length", "length", ("The length of {s} is {v}.", "{s} has a length of {v}."), "How long is {s}?"),
+        _relation("source", "source", "city", "Near which city does {s} rise?"),
+        _relation("mouth", "mouth", "city", "At which city does {s} end?"),
+        _relation("length", "length", "length", "How long is {s}?"),
     ),
     "book": (
-        _relation("author", "author", "person", ("The author of {s} is {v}.", "{s} has {v} as its author."), "Who wrote {s}?"),
-        _relation(
-            "publisher",
-            "publisher",
-            "company",
-            ("The publisher of {s} is {v}.", "{v} is the publisher of {s}."),
-            "Who published {s}?",
-        ),
-        _relation(
-            "setting", "setting", "city", ("The setting of {s} is {v}.", "{s} takes {v} as its setting."), "Where is {s} set?"
-        ),
-        _relation("printing", "printing year", "year", ("The printing year of {s} is {v}.", "{s} has the printing year {v}.")),
+        _relation("author", "author", "person", "Who wrote {s}?"),
+        _relation("publisher", "publisher", "company", "Who published {s}?"),
+        _relation("setting", "setting", "city", "Where is {s} set?"),
+        _relation("printing", "printing year", "year"),
     ),
     "museum": (
-        _relation(
-            "architect",
-            "architect",
-            "person",
-            ("The architect of {s} is {v}.", "{v} was the architect of {s}."),
-            "Who designed {s}?",
-        ),
-        _relation(
-            "museum_city", "city", "city", ("The city of {s} is {v}.", "{s} stands in the city {v}."), "In which city is {s}?"
-        ),
-        _relation("opening", "opening year", "year", ("The opening year of {s} is {v}.", "{s} had its opening year in {v}.")),
+        _relation("architect", "architect", "person", "Who designed {s}?"),
+        _relation("museum_city", "city", "city", "In which city is {s}?"),
+        _relation("opening", "opening year", "year"),
     ),
     "university": (
-        _relation(
-            "rector", "rector", "person", ("The rector of {s} is {v}.", "{v} is rector of {s}."), "Who is the rector of {s}?"
-        ),
-        _relation(
-            "campus",
-            "campus",
-            "city",
-            ("The campus of {s} is in {v}.", "{s} has its campus in {v}."),
-            "Where is the campus of {s}?",
-        ),
-        _relation(
-            "patron",
-            "patron",
-            "company",
-            ("The patron of {s} is {v}.", "{v} is the patron of {s}."),
-            "Which company is the patron of {s}?",
-        ),
+        _relation("rector", "rector", "person", "Who is the rector of {s}?"),
+        _relation("campus", "campus", "city", "Where is the campus of {s}?"),
+        _relation("patron", "patron", "company", "Which company is the patron of {s}?"),
     ),
     "award": (
-        _relation("winner", "winner", "person", ("The winner of {s} is {v}.", "{v} is the winner of {s}."), "Who won {s}?"),
-        _relation(
-            "sponsor",
-            "sponsor",
-            "company",
-            ("The sponsor of {s} is {v}.", "{v} is the sponsor of {s}."),
-            "Which company sponsors {s}?",
-        ),
-        _relation("first_year", "first year", "year", ("The first year of {s} is {v}.", "{s} has {v} as its first year.")),
+        _relation("winner", "winner", "person", "Who won {s}?"),
+        _relation("sponsor", "sponsor", "company", "Which company sponsors {s}?"),
+        _relation("first_year", "first year", "year"),
     ),
 }
 
