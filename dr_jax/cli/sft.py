@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,32 +12,36 @@ from rich.console import Console
 from dr_jax.cli.train import Config, Overrides
 
 
-def command(config: Config, overrides: Overrides = None) -> None:
+def command(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of this run.")] = False,
+) -> None:
     """Train a small policy from nothing on episodes of scripted researchers.
 
-    Writes runs/NAME/model in Hugging Face format (weights and tokenizer) and runs/NAME/metrics.jsonl.
+    Writes runs/NAME/: config.json, metrics.jsonl, tokenizer, checkpoints, and model in Hugging Face format.
     """
     from dr_jax.base.config import read, to_tree
     from dr_jax.train.cold_start import cold_start
-    from dr_jax.train.report import Report, write_json
+    from dr_jax.train.report import write_json
     from dr_jax.train.settings import Settings
     from dr_jax.train.state import run_directory
 
     settings = read(Settings, config, overrides or [])
-    directory = run_directory(settings, resume=False)
+    directory = run_directory(settings, resume=resume)
     write_json(directory / "config.json", to_tree(settings))
-    report, console, start = Report(directory), Console(), time.perf_counter()
+    console, start, done = Console(), time.perf_counter(), 0
 
     def progress(step: int, numbers: Mapping[str, float]) -> None:
-        seconds = time.perf_counter() - start
-        report.step(step, {**numbers, "wall_s": seconds})
+        nonlocal done
+        done += 1
         if step % 10 == 0 or step == settings.steps:
-            left = seconds / step * (settings.steps - step)
+            left = (time.perf_counter() - start) / done * (settings.steps - step)
             console.print(
                 f"update {step:>5}/{settings.steps}  loss {numbers['update/loss']:.4f}  "
-                f"demonstrations {numbers['cold_start/episodes']:.0f}  {seconds:.0f} s, about {left:.0f} s to go",
+                f"demonstrations {numbers['cold_start/episodes']:.0f}  {numbers['wall_s']:.0f} s, about {left:.0f} s to go",
                 highlight=False,
             )
 
-    model = cold_start(settings, directory, progress=progress)
-    typer.echo(f"wrote {model} after {time.perf_counter() - start:.0f} s")
+    model = cold_start(settings, directory, resume=resume, progress=progress)
+    typer.echo(f"wrote {model}")

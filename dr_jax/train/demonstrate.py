@@ -57,7 +57,7 @@ class ShelfWeb:
 
     def __init__(self, shelf: Shelf, *, results: int = 10) -> None:
         self._shelf, self._results = shelf, results
-        self._read = lru_cache(maxsize=4096)(self._extracted)
+        self.read = lru_cache(maxsize=4096)(self._extracted)
 
     async def search(self, query: str) -> tuple[Hit, ...] | WebError:
         """Search the world."""
@@ -65,7 +65,7 @@ class ShelfWeb:
 
     async def open(self, url: str) -> Page | WebError:
         """Open one of its pages."""
-        return self._read(url)
+        return self.read(url)
 
     def _extracted(self, url: str) -> Page | WebError:
         document = self._shelf.open(url)

@@ -152,6 +152,8 @@ class ColdStartSettings:
         vocabulary: ids of the tokenizer that is trained first, on demonstrations of its own.
         worlds: how many fresh worlds the demonstrations come from.
         questions: drawn from each world.
+        reading: share of the updates, from the first on, in which every token counts, what the web said included: a fresh
+            model learns to read before it learns to research.
         careful: share of the updates, from the first on, that show diligent researchers only.
         manners: which researchers are shown after that, and how often.
     """
@@ -160,6 +162,7 @@ class ColdStartSettings:
     vocabulary: int = 1536
     worlds: int = 40
     questions: int = 400
+    reading: float = 0.0
     careful: float = 0.9
     manners: Manners = field(default_factory=Manners)
 

@@ -1,15 +1,19 @@
 import dataclasses
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dr_jax.base.errors import ConfigError
 from dr_jax.model import hf
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.tokenizer import Tokenizer
-from dr_jax.train.cold_start import cold_start, demonstrations, make_vocabulary
+from dr_jax.train.cold_start import cold_start
 from dr_jax.train.demonstrate import Manners
+from dr_jax.train.lessons import demonstrations, make_vocabulary
 from dr_jax.train.settings import ColdStartSettings, Settings
 
 
@@ -46,6 +50,23 @@ def test_a_cold_start_writes_a_model_that_can_be_read(taught: Settings, tmp_path
     sizes, weights = hf.read(model)
     assert Tokenizer.load(model).vocab_size == sizes.vocab
     assert weights["embed"].shape == (sizes.vocab, sizes.width)
+
+
+def test_what_is_stopped_goes_on_to_the_same_weights(taught: Settings, tmp_path: Path) -> None:
+    whole = cold_start(taught, tmp_path / "whole", progress=lambda step, numbers: None)
+
+    def stop(step: int, numbers: dict[str, float]) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        cold_start(taught, tmp_path / "half", progress=stop)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    seen: list[int] = []
+    half = cold_start(taught, tmp_path / "half", resume=True, progress=lambda step, numbers: seen.append(step))
+    assert seen == [3]
+    for name, weight in hf.read(whole)[1].items():
+        np.testing.assert_array_equal(weight, hf.read(half)[1][name], err_msg=name)
 
 
 def test_too_few_demonstrations_are_an_error(taught: Settings, tmp_path: Path) -> None:
