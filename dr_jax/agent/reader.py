@@ -25,9 +25,10 @@ from dr_jax.web.page import Page
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"[^\n.!?]+(?:[.!?]+(?!\s)[^\n.!?]+)*[.!?]*")
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
-_EMPTY = frozenset(  # words that match everywhere and mean nothing here; other languages do without such a list
-    "a an and are as at be by did do does for from had has have how in is it its many much of on or that the their this to was "
-    "were what when where which who whom whose why will with".split()
+# Words that match everywhere and mean nothing here; other languages do without such a list.
+_EMPTY = re.compile(
+    r"a|an|and|are|as|at|be|by|did|do|does|for|from|had|has|have|how|in|is|it|its|many|much|of|on|or|that|the|their|this|to|was|"
+    r"were|what|when|where|which|who|whom|whose|why|will|with"
 )
 _SENTENCE_CHARS = 600  # a longer run without a full stop is cut: minified text, lists, other scripts
 
@@ -241,4 +242,4 @@ def _covered(sub_question: str, said: Sequence[str]) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in map(str.lower, _WORD.findall(text)) if word not in _EMPTY]
+    return [word for word in map(str.lower, _WORD.findall(text)) if not _EMPTY.fullmatch(word)]

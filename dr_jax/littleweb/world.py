@@ -44,12 +44,14 @@ _SENTENCES = ("The {w} of {s} is {v}.", "Its {w} is {v}.", "{s} has as its {w} {
 _LIVES = ("The {w} of {s} is {v}.", "{s} has as {w} {v}.", "{w}: {v}.")
 
 
-def _relation(name: str, words: str, target: Kind | Literalish, *asks: str, sentences: tuple[str, ...] = _SENTENCES) -> Relation:
+def _relation(
+    name: str, words: str, target: Kind | Literalish, *asks: str, sentences: tuple[str, ...] = _SENTENCES
+) -> Relation:
     said = tuple(one.replace("{w}", words) for one in sentences)
     return Relation(name, words, target, said, f"the {words} of {{s}}", (f"What is the {words} of {{s}}?", *asks))
 
 
-# The word for a relation always comes before its value, as most prose has it: who reads from left to right knows what to look for.
+# The word for a relation comes before its value: who reads from left to right knows what the value is when it comes.
 RELATIONS: dict[Kind, tuple[Relation, ...]] = {
     "person": (
         _relation("birthplace", "birthplace", "city", "Where was {s} born?", sentences=_LIVES),
