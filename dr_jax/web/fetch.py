@@ -16,7 +16,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urljoin
@@ -110,24 +110,40 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What a service said to one request.
+
+    Args:
+        status: of the answer, whatever it is.
+        body: with content encodings undone; empty where the status alone says that asking again may help.
+        after_s: how long the service asks us to wait.
+    """
+
+    status: int
+    body: bytes = field(repr=False)
+    after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Ask:
     method: Literal["GET", "POST"]
     url: str
     payload: object = None
     headers: Mapping[str, str] | None = field(default=None, repr=False)
     slots: Slots | None = None
+    service: bool = False  # not a page: chosen by the settings, answers in any status, redirects nowhere
 
     @property
     def counted(self) -> str:
-        return "fetch" if self.method == "GET" else "query"
+        return "query" if self.service else "fetch"
 
 
 class _AgainError(Exception):
     """An attempt failed in a way that may be different next time."""
 
-    def __init__(self, error: WebError, *, after_s: float | None = None, part: Fetched | None = None) -> None:
+    def __init__(self, error: WebError, *, after_s: float | None = None, part: Fetched | None = None, status: int = 0) -> None:
         super().__init__(error.message)
-        self.error, self.after_s, self.part = error, after_s, part
+        self.error, self.after_s, self.part, self.status = error, after_s, part, status
 
 
 class Fetcher:
@@ -177,7 +193,27 @@ class Fetcher:
             headers: in addition to the usual ones; a key belongs here.
             slots: the service's own limits, in place of those of pages.
         """
-        return await self._attempts(_Ask("POST", url, payload, headers, slots))
+        return await self._attempts(_Ask("POST", url, payload, headers, slots, service=True))
+
+    async def once(
+        self, method: Literal["GET", "POST"], url: str, headers: Mapping[str, str], payload: object = None
+    ) -> Answer | WebError:
+        """Ask a service that the settings chose a single time, at a pace that is the caller's; follow no redirect.
+
+        Args:
+            method: GET, or POST to send JSON.
+            url: of the service, its parameters included.
+            headers: in addition to the usual ones; a key belongs here.
+            payload: what is posted.
+
+        Returns:
+            The answer, whatever its status; WebError when there was none, or it broke off.
+        """
+        try:
+            found = await self._attempt(_Ask(method, url, payload, headers, service=True))
+        except _AgainError as again:
+            return Answer(again.status, b"", again.after_s) if again.status else again.error
+        return found if isinstance(found, WebError) else Answer(found.status, found.body)
 
     async def _attempts(self, ask: _Ask) -> Fetched | WebError:
         settings = self._settings
@@ -246,6 +282,8 @@ class Fetcher:
     def _slot(self, ask: _Ask, url: str) -> AbstractAsyncContextManager[None]:
         if ask.slots is not None:
             return ask.slots.slot(self._pace.settings.queue_s)
+        if ask.service:
+            return nullcontext()
         host = URL(url).raw_host or ""
         return self._pace.host(host, own=self._guard.allowed(host) is not None)
 
@@ -267,16 +305,17 @@ class Fetcher:
         status = response.status
         if status in _AGAIN:
             kind: Kind = "busy" if status == 429 else "timeout" if status == 408 else "server"
-            raise _AgainError(WebError(kind, f"{url} answered with status {status}"), after_s=_retry_after(response))
-        if ask.method == "GET" and status in _REDIRECTS and "Location" in response.headers:
+            error = WebError(kind, f"{url} answered with status {status}")
+            raise _AgainError(error, after_s=_retry_after(response), status=status)
+        if not ask.service and status in _REDIRECTS and "Location" in response.headers:
             try:
                 return urljoin(url, response.headers["Location"].strip())
             except ValueError:
                 return WebError("bad_url", f"{url} redirects to something that is not an address")
-        if ask.method == "GET" and not 200 <= status < 300:
+        if not ask.service and not 200 <= status < 300:
             return WebError(_kind_of(status), f"{url} answered with status {status}")
         content_type, charset = _content_type(response)
-        if ask.method == "GET" and not readable(content_type):
+        if not ask.service and not readable(content_type):
             return WebError("unsupported", f"{url} is {content_type}, which is not read; only HTML, text and JSON are")
         wire, over, broken = await self._read(response)
         encoding, cap = response.headers.get("Content-Encoding", ""), self._settings.body_bytes
