@@ -46,6 +46,10 @@ class MismatchError(UserError):
     """The engine and the trainer disagree about log-probabilities by more than the gate allows."""
 
 
+class BudgetError(UserError):
+    """A budget of the run is used up; what would have passed it was not begun."""
+
+
 class WorldDownError(DrJaxError):
     """The web could not be reached through no fault of the policy; the episode ends WORLD_FAILED."""
 

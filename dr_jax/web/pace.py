@@ -29,7 +29,6 @@ class PaceSettings:
         per_host: requests under way to one host.
         own: requests under way to servers of ours; more than such a server's backlog would wait a second for their connection.
         per_host_per_s: requests to one host, in a second, after a burst of `per_host`.
-        searches_per_s: queries to the search provider, in a second.
         queue_s: how long a request may wait for its turn.
         hosts: how many hosts are remembered.
     """
@@ -38,12 +37,11 @@ class PaceSettings:
     per_host: int = 4
     own: int = 64
     per_host_per_s: float = 4.0
-    searches_per_s: float = 50.0
     queue_s: float = 60.0
     hosts: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("concurrent", "per_host", "own", "per_host_per_s", "searches_per_s", "queue_s", "hosts"):
+        for name in ("concurrent", "per_host", "own", "per_host_per_s", "queue_s", "hosts"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
 
@@ -91,7 +89,7 @@ class Slots:
 
 
 class Pace:
-    """Slots for every host that is asked, for a search provider, and for all together.
+    """Slots for every host that is asked, for servers of our own, and for all together.
 
     Args:
         settings: the limits.
@@ -100,15 +98,8 @@ class Pace:
     def __init__(self, settings: PaceSettings) -> None:
         self.settings = settings
         self._hosts: OrderedDict[str, Slots] = OrderedDict()
-        self._own = Slots(settings.own, None, 1)
+        self.own = Slots(settings.own, None, 1)
         self.all = Slots(settings.concurrent, None, 1)
-
-    def search(self, *, own: bool) -> Slots:
-        """Return slots for a search provider; one of our own is asked as often as we like."""
-        if own:
-            return self._own
-        per_s = self.settings.searches_per_s
-        return Slots(self.settings.concurrent, per_s, max(1, int(per_s)))
 
     @asynccontextmanager
     async def host(self, host: str, *, own: bool = False) -> AsyncIterator[None]:
@@ -122,7 +113,7 @@ class Pace:
             QueueError: the host's queue is too long.
         """
         if own:
-            async with self._own.slot(self.settings.queue_s):
+            async with self.own.slot(self.settings.queue_s):
                 yield
             return
         if host not in self._hosts:

@@ -3,6 +3,7 @@
 In:    a query, or a URL
 Out:   hits, or a page; WebError when the asker was wrong or the page is no good, which the policy is shown
 Fails: WorldDownError when the world is at fault (no search provider, no page reader): the episode ends WORLD_FAILED;
+       BudgetError when searching has cost as much as it may;
        ReplayMiss when a tape is replayed and does not hold what was asked for
 Holds: siblings who ask the same get one request and one extraction; every await has a deadline; `close` leaves no task,
        socket or process
@@ -17,7 +18,7 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from sys import getsizeof
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics, timed
@@ -26,7 +27,19 @@ from dr_jax.web.guard import AllowedHost, Guard, Lookup
 from dr_jax.web.once import Once
 from dr_jax.web.pace import Pace, PaceSettings, QueueError
 from dr_jax.web.page import FORM, Hit, Page, WebError, decoded, encoded
-from dr_jax.web.search import LITTLEWEB_URL, SERPER_URL, SearchAdapter, SerperSearch, serper_key, vet_query
+from dr_jax.web.search.budget import Budget
+from dr_jax.web.search.catalogue import remembered_as, templates
+from dr_jax.web.search.desk import Desk
+from dr_jax.web.search.local import at_home
+from dr_jax.web.search.provider import vet_query
+from dr_jax.web.search.settings import (
+    BreakerSettings,
+    BudgetSettings,
+    LocalSettings,
+    ProvidersSettings,
+    SearchName,
+    SearchSettings,
+)
 from dr_jax.web.tape import Entry, Tape, TapeSettings
 from dr_jax.web.workers import Extractors, ExtractSettings
 
@@ -41,9 +54,15 @@ class WebSettings:
     """The way out to the web.
 
     Args:
-        search: the provider: `littleweb` (the embedded one, no key) or `serper` (the open web, SERPER_API_KEY).
+        search: the search provider, or several in the order in which they are asked until one answers: `littleweb` (the
+            embedded one), `local` (texts of yours), `searxng` (a server of yours), or, each with a key in the environment,
+            `serper`, `brave`, `tavily`, `google`.
         results: hits that a search returns at most.
-        search_s: for one search, retries included.
+        search_s: for one search, at all providers, retries included.
+        provider: address, rate and price of each provider.
+        local: the texts that `local` searches.
+        budget: what searching may cost.
+        breaker: when a provider that fails is left alone.
         open_s: for one page, retries and extraction included.
         memory_mb: of pages and results kept in memory, so that siblings share them.
         fetch: limits of one request.
@@ -52,9 +71,13 @@ class WebSettings:
         tape: what is remembered on disk.
     """
 
-    search: Literal["littleweb", "serper"] = "littleweb"
+    search: SearchName | tuple[SearchName, ...] = "littleweb"
     results: int = 10
     search_s: float = 60.0
+    provider: ProvidersSettings = field(default_factory=ProvidersSettings)
+    local: LocalSettings = field(default_factory=LocalSettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
     open_s: float = 120.0
     memory_mb: int = 64
     fetch: FetchSettings = field(default_factory=FetchSettings)
@@ -68,6 +91,18 @@ class WebSettings:
         for name in ("search_s", "open_s", "memory_mb"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
+        if not self.order or len(set(self.order)) < len(self.order):
+            raise ValueError(f"search is {self.search}; one provider, or several different ones, are needed")
+
+    @property
+    def order(self) -> tuple[SearchName, ...]:
+        """The search providers, the first is asked first."""
+        return (self.search,) if isinstance(self.search, str) else self.search
+
+    @property
+    def searching(self) -> SearchSettings:
+        """Everything about searching."""
+        return SearchSettings(self.order, self.results, self.search_s, self.provider, self.local, self.breaker)
 
 
 class Web:
@@ -78,9 +113,10 @@ class Web:
         allow: hosts on addresses that are not public and may be reached all the same, such as littleweb's.
         metrics: counts and times everything under `web/`.
         lookup: from a name to its addresses; the system's by default.
+        budget: of the run, where several `Web`s share it; one of the settings' own by default.
 
     Raises:
-        UserError: the provider needs a key and the environment has none.
+        UserError: a provider needs a key and the environment has none; on entering: there is no local corpus, or it is empty.
     """
 
     def __init__(
@@ -90,11 +126,14 @@ class Web:
         allow: Iterable[AllowedHost] = (),
         metrics: Metrics | None = None,
         lookup: Lookup | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self._settings = settings
-        self._key = serper_key() if settings.search == "serper" and settings.tape.mode != "replay" else ""
+        self._queries = templates(settings.searching) if settings.tape.mode != "replay" else {}
         self._metrics = metrics or Metrics()
-        self._guard, self._lookup = Guard(allow), lookup
+        self._allow = tuple(allow)
+        self._guard, self._lookup = Guard(self._allow), lookup
+        self._budget = budget or Budget(settings.budget, self._metrics)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Web:
@@ -106,14 +145,8 @@ class Web:
             self._fetcher = await stack.enter_async_context(
                 Fetcher(settings.fetch, self._guard, self._pace, metrics, self._lookup)
             )
-            own = settings.search == "littleweb"
-            self._provider: SearchAdapter = SerperSearch(
-                LITTLEWEB_URL if own else SERPER_URL,
-                settings.results,
-                self._fetcher,
-                self._pace.search(own=own),
-                self._key,
-            )
+            if not self._tape.replays:
+                self._desk = await stack.enter_async_context(self._make_desk())
             half = settings.memory_mb << 19
             self._searches = Once[Hits | WebError](_size_of_hits, half, settings.tape.search_days * _DAY_S)
             self._pages = Once[Page | WebError](_size_of_page, half, settings.tape.page_days * _DAY_S)
@@ -135,7 +168,8 @@ class Web:
             Hits, best first; none when nothing was found; WebError when the query or the answer was no good.
 
         Raises:
-            WorldDownError: the provider failed, whatever the query.
+            WorldDownError: the providers failed, whatever the query.
+            BudgetError: searching has cost as much as it may.
             ReplayMiss: a tape is replayed and does not hold this search.
         """
         self._metrics.add("web/search_n")
@@ -168,6 +202,8 @@ class Web:
             ReplayMiss: a tape is replayed and does not hold this page.
         """
         self._metrics.add("web/open_n")
+        if "local" in self._settings.order and (page := await self._of_corpus(url)) is not None:
+            return self._counted(page)
         vetted = self._guard.vet_url(url)
         if isinstance(vetted, WebError):
             return self._counted(vetted)
@@ -182,14 +218,38 @@ class Web:
                 raise
         return self._counted(found)
 
+    async def healthy(self) -> None:
+        """Wait until a search provider may be asked: at once, unless all of them are left alone because they fail.
+
+        Raises:
+            WorldDownError: they have been down for longer than `breaker.down_s`.
+            BudgetError: searching has cost as much as it may.
+        """
+        if not self._tape.replays:
+            await self._desk.healthy()
+
+    def _make_desk(self) -> Desk:
+        return Desk(
+            self._settings.searching,
+            self._queries,
+            fetch=self._settings.fetch,
+            pace=self._pace,
+            allow=self._allow,
+            metrics=self._metrics,
+            budget=self._budget,
+            extractors=self._extractors,
+            lookup=self._lookup,
+        )
+
     async def _search(self, asked: str) -> Hits | WebError:
-        key = f"{self._settings.search} {self._settings.results} {asked}"
-        entry = await self._tape.recall("search", key)
-        if entry is not None:
-            return _hits_from(entry)
-        if self._tape.replays:
-            raise self._tape.missed("search", key)
-        found = await self._provider.search(asked)
+        key = f"{remembered_as(self._settings.searching)} {self._settings.results} {asked}"
+        if self._tape.replays or self._settings.order != ("local",):  # what a corpus holds today costs nothing to ask
+            entry = await self._tape.recall("search", key)
+            if entry is not None:
+                return _hits_from(entry)
+            if self._tape.replays:
+                raise self._tape.missed("search", key)
+        found = await self._desk.search(asked)
         if not isinstance(found, WebError) or found.lasting:
             await self._tape.keep("search", key, _entry_of_hits(found))
         return found
@@ -201,6 +261,19 @@ class Web:
                 return fetched if isinstance(fetched, WebError) else await self._read(fetched)
         except QueueError:
             return WebError("busy", f"{url} was not opened: too many pages are being opened")
+
+    async def _of_corpus(self, url: str) -> Page | WebError | None:
+        """Return the local corpus's page at an address, or None when it has none."""
+        key = f"corpus {url.strip()}"
+        if not self._tape.replays:
+            page = await self._desk.page(url)
+            if page is not None:
+                await self._tape.keep("page", key, Entry({}, json.dumps(encoded(page), ensure_ascii=False).encode()))
+            return page
+        entry = await self._tape.recall("page", key)
+        if entry is None and at_home(url):
+            raise self._tape.missed("page", key)
+        return None if entry is None else decoded(json.loads(entry.body))
 
     async def _fetch(self, url: str) -> Fetched | WebError:
         entry = await self._tape.recall("fetch", url)

@@ -1,0 +1,1 @@
+"""Search providers, how they take turns, and what that may cost."""

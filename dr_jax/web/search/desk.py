@@ -1,0 +1,168 @@
+"""Everything that searches, built from the settings and taken down again.
+
+In:    SearchSettings, what every query has in common, a budget; then queries
+Out:   hits or WebError, by the providers in their order; pages of the local corpus
+Holds: a server that the settings name may be on loopback or in a private network; only searches can reach it, no page can
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from urllib.parse import urlsplit
+
+from dr_jax.base.errors import WorldDownError
+from dr_jax.base.metrics import Metrics
+from dr_jax.web.fetch import Fetcher, FetchSettings
+from dr_jax.web.guard import AllowedHost, Guard, Lookup, is_public
+from dr_jax.web.pace import Pace, Slots
+from dr_jax.web.page import Page, WebError
+from dr_jax.web.search.breaker import Breaker
+from dr_jax.web.search.budget import Budget
+from dr_jax.web.search.catalogue import PROVIDERS, cost
+from dr_jax.web.search.failover import Failover, Patience
+from dr_jax.web.search.local import Corpus, at_home
+from dr_jax.web.search.provider import Hits, Query
+from dr_jax.web.search.settings import SearchSettings
+from dr_jax.web.search.source import Ask, HttpAsk, ProviderError, Source
+from dr_jax.web.workers import Extractors
+
+
+class Desk:
+    """Searches. An async context manager.
+
+    Args:
+        settings: of searching.
+        queries: what every query to a provider has in common.
+        fetch: limits of one request.
+        pace: of everything.
+        allow: hosts that are not public and may be reached, by pages too.
+        metrics: everything under `search/`.
+        budget: of the run.
+        extractors: read the corpus's HTML.
+        lookup: from a name to its addresses.
+    """
+
+    def __init__(
+        self,
+        settings: SearchSettings,
+        queries: Mapping[str, Query],
+        *,
+        fetch: FetchSettings,
+        pace: Pace,
+        allow: Iterable[AllowedHost],
+        metrics: Metrics,
+        budget: Budget,
+        extractors: Extractors,
+        lookup: Lookup | None = None,
+    ) -> None:
+        self._settings, self._queries, self._fetch, self._pace = settings, queries, fetch, pace
+        self._allow, self._metrics, self._budget = tuple(allow), metrics, budget
+        self._extractors, self._lookup = extractors, lookup
+        self._corpus: Corpus | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Desk:
+        async with AsyncExitStack() as stack:
+            if "local" in self._settings.order:
+                corpus = Corpus(self._settings.local, self._extractors, self._metrics)
+                self._corpus = await stack.enter_async_context(corpus)
+            guard = Guard([*self._allow, *[one for query in self._queries.values() for one in await self._inner(query.url)]])
+            self._fetcher = await stack.enter_async_context(
+                Fetcher(self._fetch, guard, self._pace, self._metrics, self._lookup)
+            )
+            fetch, breaker = self._fetch, self._settings.breaker
+            patience = Patience(self._settings.search_s, fetch.attempts, fetch.wait_s, fetch.wait_max_s, breaker.down_s)
+            self._failover = Failover([self._source(name) for name in self._settings.order], patience, self._metrics)
+            stack.push_async_callback(self._failover.close)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def search(self, query: str) -> Hits | WebError:
+        """Search.
+
+        Raises:
+            WorldDownError: no provider answered.
+            BudgetError: the budget is used up.
+        """
+        return await self._failover.search(query)
+
+    async def healthy(self) -> None:
+        """Wait until a provider may be asked.
+
+        Raises:
+            WorldDownError: they have been down for too long.
+            BudgetError: the budget is used up.
+        """
+        await self._failover.healthy()
+
+    async def page(self, url: str) -> Page | WebError | None:
+        """Return the corpus's page at an address, or None when the address is not the corpus's.
+
+        Raises:
+            WorldDownError: the index cannot be read.
+        """
+        if self._corpus is None:
+            return None
+        try:
+            found = await self._corpus.open(url)
+        except ProviderError as error:
+            raise WorldDownError(str(error)) from error
+        if found is None and at_home(url):
+            return WebError("not_found", f"{url.strip()[:200]} is not in the corpus")
+        return found
+
+    def _source(self, name: str) -> Source:
+        ask, price, slots = self._asking(name)
+        breaker = Breaker(name, self._settings.breaker, self._metrics)
+        return Source(
+            name,
+            ask,
+            cost=price,
+            slots=slots,
+            queue_s=self._pace.settings.queue_s,
+            breaker=breaker,
+            hold_s=self._settings.breaker.hold_s,
+            budget=self._budget,
+            metrics=self._metrics,
+        )
+
+    def _asking(self, name: str) -> tuple[Ask, float, Slots]:
+        """Return how a provider is asked, what that costs, how often it may be."""
+        if (corpus := self._corpus) is not None and name == "local":
+            return (lambda query: corpus.search(query, self._settings.results)), 0.0, self._pace.own
+        provider, settings = PROVIDERS[name], getattr(self._settings.provider, name)
+        ask = HttpAsk(name, provider, self._queries[name], self._fetcher)
+        per_s = settings.per_s or (None if provider.own else provider.per_s)
+        concurrent = settings.concurrent or provider.concurrent
+        slots = self._pace.own if per_s is None else Slots(concurrent, per_s, max(1, int(per_s)))
+        return ask, cost(name, settings, self._settings.results), slots
+
+    async def _inner(self, url: str) -> list[AllowedHost]:
+        """Return leave to reach the server of an address, if it is needed: it is not public, and was not given already."""
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
+        if not host or ":" in host or Guard(self._allow).allowed(host) is not None:
+            return []
+        try:
+            found = [str(ipaddress.ip_address(host))]
+        except ValueError:
+            if host in (urlsplit(provider.url).hostname for provider in PROVIDERS.values()):
+                return []
+            try:
+                found = await (self._lookup or _system)(host)
+            except OSError:  # searching will say so
+                return []
+        reached = any(map(is_public, found)) and port in (80, 443)
+        return [] if reached or not found else [AllowedHost(host, found[0], port)]
+
+
+async def _system(host: str) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    return [str(info[4][0]) for info in found]

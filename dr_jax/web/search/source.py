@@ -1,0 +1,206 @@
+"""Ask one provider, within its rate, its breaker and the budget.
+
+In:    a vetted query
+Out:   hits; WebError when the provider does not take this query
+Fails: ProviderError, which says what failed and whether asking again may help; BudgetError before more is spent than may be
+Holds: a request is counted before it is sent, and given back when the provider answered that it failed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Literal
+
+from dr_jax.base.metrics import Metrics, timed
+from dr_jax.web.fetch import Fetcher
+from dr_jax.web.pace import QueueError, Slots
+from dr_jax.web.page import WebError
+from dr_jax.web.search.breaker import Breaker, Ticket
+from dr_jax.web.search.budget import Budget
+from dr_jax.web.search.provider import Hits, Provider, Query
+
+Failure = Literal["key", "credits", "busy", "server", "timeout", "unreachable", "shape", "status", "queue", "left_alone"]
+Ask = Callable[[str], Awaitable[Hits | WebError]]
+
+_BILLED = frozenset({"shape", "timeout", "unreachable"})  # whoever did not say that it failed may have billed it
+_FOR_GOOD = frozenset({"key", "credits"})
+_JITTER_S = 0.25  # those who waited together do not come back together
+
+
+class ProviderError(Exception):
+    """A provider did not answer, whatever the query.
+
+    Args:
+        kind: what failed.
+        message: one sentence, without the provider's words, which may hold the key.
+        again: whether the next request may end otherwise.
+        after_s: how long the provider asks to be left alone.
+    """
+
+    def __init__(self, kind: Failure, message: str, *, again: bool = False, after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.kind, self.again, self.after_s = kind, again, after_s
+
+
+class Source:
+    """One provider with everything that guards it.
+
+    Args:
+        name: as in the settings.
+        ask: makes one request.
+        cost: of one query.
+        slots: its rate.
+        queue_s: how long a query may wait for its turn.
+        breaker: leaves it alone when it fails.
+        hold_s: how long a pause, asked for by the provider, is waited for; for a longer one it is left alone.
+        budget: of the run.
+        metrics: counts `search/<name>/errors/<kind>`, observes `search/<name>/s`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ask: Ask,
+        *,
+        cost: float,
+        slots: Slots,
+        queue_s: float,
+        breaker: Breaker,
+        hold_s: float,
+        budget: Budget,
+        metrics: Metrics,
+    ) -> None:
+        self.name, self.breaker = name, breaker
+        self._ask, self._cost, self._slots, self._queue_s = ask, cost, slots, queue_s
+        self._hold_s, self._held_until = hold_s, 0.0
+        self._budget, self._metrics = budget, metrics
+
+    async def once(self, query: str, within_s: float) -> Hits | WebError:
+        """Ask one time.
+
+        Args:
+            query: vetted.
+            within_s: for its turn, and again for the answer.
+
+        Raises:
+            ProviderError: it did not answer.
+            BudgetError: the budget is used up; nothing was sent.
+        """
+        try:
+            async with self._slots.slot(min(self._queue_s, within_s)):
+                await self._held(within_s)
+                ticket = self.breaker.enter()  # after the queue: while it was waited for, others may have failed
+                if ticket is None:
+                    raise ProviderError("left_alone", f"{self.name} is left alone: {self.breaker.why or 'it is being probed'}")
+                try:
+                    return await self._sent(query, ticket, within_s)
+                finally:
+                    self.breaker.left(ticket)
+        except QueueError:
+            message = f"{self.name} was not asked: too many queries are waiting for their turn"
+            raise ProviderError("queue", message) from None
+
+    async def _held(self, within_s: float) -> None:
+        """Wait for the end of a pause that the provider asked for."""
+        left = self._held_until - time.monotonic()
+        if left > within_s:
+            raise ProviderError("busy", f"{self.name} asked for a pause of another {left:.1f} s")
+        if left > 0:
+            await asyncio.sleep(left + random.uniform(0, min(_JITTER_S, left)))
+
+    async def _answered(self, query: str, within_s: float) -> Hits | WebError:
+        try:
+            async with asyncio.timeout(within_s):
+                with timed(self._metrics, f"search/{self.name}/s"):
+                    return await self._ask(query)
+        except TimeoutError:
+            raise ProviderError("timeout", f"{self.name} did not answer within {within_s:.3g} s") from None
+
+    async def _sent(self, query: str, ticket: Ticket, within_s: float) -> Hits | WebError:
+        self._budget.take(self.name, self._cost)
+        try:
+            found = await self._answered(query, within_s)
+        except ProviderError as error:
+            self._metrics.add(f"search/{self.name}/errors/{error.kind}")
+            if error.kind not in _BILLED:
+                self._budget.give_back(self.name, self._cost)
+            long = error.after_s is not None and error.after_s > self._hold_s
+            if error.after_s is not None and not long:
+                self._held_until = max(self._held_until, time.monotonic() + error.after_s)
+            for_s = error.after_s if long else None
+            self.breaker.failed(ticket, str(error), for_s=for_s, for_good=error.kind in _FOR_GOOD)
+            raise
+        if isinstance(found, WebError):
+            self._budget.give_back(self.name, self._cost)
+        self.breaker.went_well(ticket)
+        return found
+
+
+class HttpAsk:
+    """Makes one request to a provider and reads its answer.
+
+    Args:
+        name: as in the settings.
+        provider: its record.
+        query: what every query has in common; its text is put in.
+        fetcher: the way out, which may reach the provider.
+    """
+
+    def __init__(self, name: str, provider: Provider, query: Query, fetcher: Fetcher) -> None:
+        self._name, self._provider, self._query, self._fetcher = name, provider, query, fetcher
+
+    async def __call__(self, text: str) -> Hits | WebError:
+        """Ask.
+
+        Raises:
+            ProviderError: it did not answer.
+        """
+        asked = self._provider.ask(replace(self._query, text=text))
+        answer = await self._fetcher.once(asked.method, asked.url, asked.headers, asked.payload)
+        if isinstance(answer, WebError):
+            raise self._unanswered(answer)
+        if answer.status != 200:
+            return self._refused(answer.status, answer.body, answer.after_s)
+        try:
+            return self._provider.read(json.loads(answer.body))[: self._query.results]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            why = f" ({error})" if type(error) is ValueError and not isinstance(error, json.JSONDecodeError) else ""
+            raise ProviderError("shape", f"{self._name} answered in another shape than documented{why}", again=True) from None
+
+    def _unanswered(self, error: WebError) -> ProviderError:
+        match error.kind:
+            case "timeout":
+                return ProviderError("timeout", f"{self._name} did not answer in time", again=True)
+            case "unreachable":
+                return ProviderError("unreachable", f"{self._name} could not be reached, or broke off", again=True)
+            case "protocol":
+                return ProviderError("shape", f"{self._name} did not answer in HTTP, or in an unknown encoding")
+            case _:  # an address that may not be reached, or that is none
+                return ProviderError("status", f"{self._name} cannot be asked: {error.message}")
+
+    def _refused(self, status: int, body: bytes, after_s: float | None) -> WebError:
+        """Return that the query is not taken.
+
+        Raises:
+            ProviderError: another one would not be either.
+        """
+        name, said = self._name, f"(status {status})"
+        match self._provider.judge(status, body):
+            case "bad_query":
+                return WebError("bad_query", "The search provider does not take this query")
+            case "key":
+                look = self._provider.hint or f"the value of {self._provider.key}"
+                raise ProviderError("key", f"{name} refuses us {said}: check {look}")
+            case "credits":
+                raise ProviderError("credits", f"{name} says that no credits or quota are left {said}")
+            case "again" if status in (429, 403):
+                raise ProviderError("busy", f"{name} says that it is asked too often {said}", again=True, after_s=after_s)
+            case "again":
+                raise ProviderError("server", f"{name} answered with status {status}", again=True, after_s=after_s)
+            case _:
+                raise ProviderError("status", f"{name} answered with status {status}")
