@@ -36,13 +36,14 @@ def version() -> None:
 
 
 def _register() -> None:
-    from dr_jax.cli import ask, doctor, evaluate, littleweb, sft, show, train
+    from dr_jax.cli import ask, doctor, evaluate, littleweb, search, sft, show, train
 
     app.command("train")(train.command)
     app.command("sft")(sft.command)
     app.command("eval")(evaluate.command)
     app.command("ask")(ask.command)
     app.command("show")(show.command)
+    app.command("search")(search.command)
     app.command("littleweb")(littleweb.command)
     app.command("doctor")(doctor.command)
 

@@ -33,11 +33,11 @@ from dr_jax.web.search.desk import Desk
 from dr_jax.web.search.local import at_home
 from dr_jax.web.search.provider import vet_query
 from dr_jax.web.search.settings import (
+    NAMES,
     BreakerSettings,
     BudgetSettings,
     LocalSettings,
     ProvidersSettings,
-    SearchName,
     SearchSettings,
 )
 from dr_jax.web.tape import Entry, Tape, TapeSettings
@@ -71,7 +71,7 @@ class WebSettings:
         tape: what is remembered on disk.
     """
 
-    search: SearchName | tuple[SearchName, ...] = "littleweb"
+    search: str | tuple[str, ...] = "littleweb"
     results: int = 10
     search_s: float = 60.0
     provider: ProvidersSettings = field(default_factory=ProvidersSettings)
@@ -91,11 +91,11 @@ class WebSettings:
         for name in ("search_s", "open_s", "memory_mb"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
-        if not self.order or len(set(self.order)) < len(self.order):
-            raise ValueError(f"search is {self.search}; one provider, or several different ones, are needed")
+        if not self.order or len(set(self.order)) < len(self.order) or not set(self.order) <= set(NAMES):
+            raise ValueError(f"search is {self.search!r}; one of {', '.join(NAMES)}, or several different ones, are needed")
 
     @property
-    def order(self) -> tuple[SearchName, ...]:
+    def order(self) -> tuple[str, ...]:
         """The search providers, the first is asked first."""
         return (self.search,) if isinstance(self.search, str) else self.search
 

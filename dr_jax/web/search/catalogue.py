@@ -42,14 +42,14 @@ def template(name: str, settings: ProviderSettings, results: int) -> Query:
         parameters.setdefault(parameter, os.environ.get(variable, "").strip())
         if not parameters[parameter]:
             raise UserError(
-                f"web.search has {name}, but neither {variable} nor web.provider.{name}.parameters.{parameter} is set",
+                f"web.search is {name}, but neither {variable} nor web.provider.{name}.parameters.{parameter} is set",
                 needed=f"the {parameter} of {provider.title}",
                 fix=f"set one of them, or {_KEYLESS}",
             )
     url = settings.url or os.environ.get(provider.url_variable or "-", "").strip() or provider.url
     if not url.startswith(("http://", "https://")):
         raise UserError(
-            f"web.search has {name}, but its address is {url!r}",
+            f"web.search is {name}, but its address is {url!r}",
             needed=f"where your {provider.title} listens, in web.provider.{name}.url or {provider.url_variable}",
             fix=f"set it, such as http://127.0.0.1:8888, or {_KEYLESS}",
         )

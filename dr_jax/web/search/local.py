@@ -67,7 +67,7 @@ class Corpus:
     def __init__(self, settings: LocalSettings, extractors: Extractors, metrics: Metrics) -> None:
         if not settings.path:
             raise ConfigError(
-                "web.search has local, but web.local.path is not set",
+                "web.search is local, but web.local.path is not set",
                 needed="a folder of .txt, .md, .html or .jsonl files, or one .jsonl file",
                 fix="set web.local.path",
             )

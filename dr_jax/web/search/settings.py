@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-SearchName = Literal["littleweb", "serper", "brave", "tavily", "searxng", "google", "local"]
+NAMES = ("littleweb", "serper", "brave", "tavily", "searxng", "google", "local")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class SearchSettings:
         breaker: when a provider is left alone.
     """
 
-    order: tuple[SearchName, ...]
+    order: tuple[str, ...]
     results: int
     search_s: float
     provider: ProvidersSettings
