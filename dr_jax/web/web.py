@@ -266,7 +266,11 @@ class Web:
         """Return the local corpus's page at an address, or None when it has none."""
         key = f"corpus {url.strip()}"
         if not self._tape.replays:
-            page = await self._desk.page(url)
+            try:
+                async with asyncio.timeout(self._settings.open_s):
+                    page = await self._desk.page(url)
+            except TimeoutError:
+                raise WorldDownError(f"The local corpus gave no page within {self._settings.open_s:g} s") from None
             if page is not None:
                 await self._tape.keep("page", key, Entry({}, json.dumps(encoded(page), ensure_ascii=False).encode()))
             return page

@@ -1,4 +1,7 @@
-"""Google Programmable Search (https://developers.google.com/custom-search/v1): bought by the query, ten hits at a time."""
+"""Google Programmable Search (https://developers.google.com/custom-search/v1): bought by the query, ten hits at a time.
+
+Google takes no new customers for it and ends it on 1 January 2027.
+"""
 
 from __future__ import annotations
 
