@@ -27,31 +27,38 @@ class Screen:
             return
         match phase:
             case "step":
-                self._console.print(step_line(index, self._steps, numbers), highlight=False)
+                self._console.print(step_line(index, self._steps, numbers), highlight=False, soft_wrap=True)
             case "eval":
                 self._console.print(evaluation(f"held-out questions after {index} updates", numbers))
             case "saved":
                 self._console.print(f"saved step {index} in {numbers['directory']}", style="dim")
             case "warm_up":
-                self._console.print(f"compiling {numbers.get('program', '')} {index}", style="dim", end="\r")
+                self._passing(f"compiling {numbers.get('program', '')} {index}", last=False)
             case "evaluating":
-                self._console.print(f"held-out questions {index}/{numbers['count']}", style="dim", end="\r")
+                self._passing(f"held-out questions {index}/{numbers['count']}", last=index == numbers["count"])
             case _:
                 self._console.print(f"{phase} {index}", style="dim")
+
+    def _passing(self, line: str, *, last: bool) -> None:
+        """Print over the line before; in a file, where that cannot be, only the last one."""
+        if self._console.is_terminal:
+            self._console.print(f"{line:<60}", style="dim", end="\n" if last else "\r")
+        elif last:
+            self._console.print(line)
 
 
 def step_line(step: int, steps: int, numbers: Mapping[str, Any]) -> str:
     """One update in one line."""
     shown = [
         ("f1", "rollout/f1", "{:.3f}"),
-        ("reward", "rollout/reward", "{:+.3f}"),
+        ("reward", "rollout/reward", "{:+.2f}"),
         ("calls", "rollout/tool_calls", "{:.2f}"),
         ("tokens", "rollout/tokens", "{:.0f}"),
-        ("loss", "update/loss", "{:+.4f}"),
+        ("loss", "update/loss", "{:+.3f}"),
         ("mismatch", "update/mismatch_max", "{:.1e}"),
-        ("clock", "wall_s", "{:.0f} s"),
+        ("", "wall_s", "{:.0f}s"),
     ]
-    parts = [f"{label} {form.format(numbers[key])}" for label, key, form in shown if key in numbers]
+    parts = [f"{label} {form.format(numbers[key])}".strip() for label, key, form in shown if key in numbers]
     return f"[bold]update {step:>4}/{steps}[/bold]  " + "  ".join(parts)
 
 
