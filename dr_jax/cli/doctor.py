@@ -16,7 +16,17 @@ from rich.console import Console
 from rich.table import Table
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "aiohttp", "trafilatura")
-_KEYS = ("SERPER_API_KEY", "OPENAI_API_KEY", "WANDB_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS")
+_KEYS = (
+    "SERPER_API_KEY",
+    "BRAVE_API_KEY",
+    "TAVILY_API_KEY",
+    "GOOGLE_API_KEY",
+    "GOOGLE_CSE_ID",
+    "SEARXNG_URL",
+    "OPENAI_API_KEY",
+    "WANDB_API_KEY",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:

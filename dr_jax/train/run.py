@@ -40,6 +40,7 @@ from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
 from dr_jax.web.guard import AllowedHost
+from dr_jax.web.search.budget import Budget
 from dr_jax.web.web import Web
 
 Told = Callable[[str, int, dict[str, Any]], None]
@@ -47,8 +48,9 @@ Told = Callable[[str, int, dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A world to act in, and the questions that littleweb has about it (none for the open web)."""
+    """A world to act in, its web, and the questions that littleweb has about it (none for the open web)."""
 
+    web: Web
     actors: Actors
     drawn: tuple[puzzles.Puzzle, ...]
 
@@ -65,6 +67,7 @@ class Stage:
 
     def __init__(self, settings: Settings, actor: Actor, metrics: Metrics, stack: AsyncExitStack) -> None:
         self.settings, self.actor, self.metrics = settings, actor, metrics
+        self.budget = Budget(settings.web.budget, metrics)
         self._stack = stack
         self._places: dict[Split, Place] = {}
 
@@ -74,13 +77,13 @@ class Stage:
             settings, metrics = self.settings, self.metrics
             drawn: tuple[puzzles.Puzzle, ...] = ()
             allowed: tuple[AllowedHost, ...] = ()
-            if settings.web.search == "littleweb":
+            if "littleweb" in settings.web.order:
                 drawn, allowed = await self._served(split)
-            web = await self._stack.enter_async_context(Web(settings.web, allow=allowed, metrics=metrics))
+            web = await self._stack.enter_async_context(Web(settings.web, allow=allowed, metrics=metrics, budget=self.budget))
             reader = make_reader(settings.reader, chat=self.actor.chat, policy=self.actor.engine, metrics=metrics)
             world = World(web, reader, settings.tools, metrics=metrics)
             actors = Actors(self.actor.engine, self.actor.chat, world, system_prompt(settings.prompt, world.schemas))
-            self._places[split] = Place(actors, drawn)
+            self._places[split] = Place(web, actors, drawn)
         return self._places[split]
 
     async def _served(self, split: Split) -> tuple[tuple[puzzles.Puzzle, ...], tuple[AllowedHost, ...]]:
@@ -106,6 +109,7 @@ class Stage:
         settings = replace(self.settings.episode, temperature=self.settings.eval.temperature)
 
         async def once(question: Question) -> Episode:
+            await place.web.healthy()
             return await self.attempt(question, place, settings)
 
         return await in_order(list(questions), once, at_once=self.settings.eval.in_flight, done=told)
@@ -132,7 +136,7 @@ class Run(Stage):
         held_out: Sequence[Question],
     ) -> None:
         super().__init__(stage.settings, stage.actor, stage.metrics, stack)
-        self._places = stage._places
+        self.budget, self._places = stage.budget, stage._places
         settings, actor = self.settings, self.actor
         self.directory, self.held_out = directory, list(held_out)
         self.questions = {question.id: question for question in questions}
@@ -187,6 +191,7 @@ class Run(Stage):
                 self.stream.give_back(group.question_id)
 
     async def _group(self, draw: Draw) -> Group:
+        await self._train.web.healthy()  # an outage pauses the run; it does not end its episodes
         return await run_group(
             draw.question,
             self._train.actors,

@@ -58,6 +58,7 @@ def save(run: Run, progress: Progress) -> None:
     host = {
         "progress": asdict(progress),
         "stream": run.stream.state(),
+        "spent": {"queries": run.budget.queries, "money": run.budget.money},
         "waiting": _GROUPS.dump_python(list(run.waiting), mode="json"),
         "model": {name: list(weight.shape) for name, weight in run.state.weights.items()},
     }
@@ -73,6 +74,7 @@ def restore(run: Run) -> Progress:
     run.state, host = found
     run.waiting[:] = _GROUPS.validate_python(host["waiting"])
     run.stream.restore(host["stream"], held=[group.question_id for group in run.waiting])
+    run.budget.queries, run.budget.money = host["spent"]["queries"], host["spent"]["money"]
     run.adopt()
     return Progress(**host["progress"])
 

@@ -22,7 +22,7 @@ def dr_jax(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "eval", "ask", "show", "littleweb", "doctor"])
+@pytest.mark.parametrize("command", ["train", "sft", "eval", "ask", "show", "littleweb", "search", "doctor"])
 def test_every_command_has_help(command: str) -> None:
     found = CliRunner().invoke(app, [command, "--help"])
     assert found.exit_code == 0
