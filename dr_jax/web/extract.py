@@ -1,7 +1,8 @@
-"""Turn the bytes of a page into what a reader wants of it. A pure function; it runs in a worker process.
+"""Turn the bytes of a page into what a reader wants of it. `extract` is public, pure, and needs nothing else of dr_jax.
 
-In:    bytes, where they came from, their content type and charset
-Out:   Page: title, main text with tables as rows, links; or WebError for what cannot be read
+In:    bytes of HTML, a PDF, a feed, JSON or text; where they came from, their content type and charset
+Out:   Page: title, date, main text with tables as rows, links; or WebError for what cannot be read, shows nothing, or
+       shows only its beginning to those who have not paid
 Drops: navigation, cookie banners, advertising, scripts, hidden elements
 Holds: input, tree and output are bounded, so that no page costs more than some seconds and some hundred megabytes
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -19,8 +21,9 @@ from lxml.html import HtmlElement, HTMLParser, document_fromstring
 from trafilatura import extract as extract_main
 from trafilatura.settings import Extractor
 
+from dr_jax.web import feed, notice, pdf
 from dr_jax.web.charset import decode
-from dr_jax.web.page import Page, WebError, encoded, readable
+from dr_jax.web.page import PDF, Page, WebError, encoded, readable
 from dr_jax.web.visible import lines, prune, tables
 
 _MAX_CHARS = 2_000_000  # of markup
@@ -30,6 +33,8 @@ _MAX_URL = 2_000
 _MAX_ELEMENTS = 20_000  # above, trafilatura takes seconds; the visible text is taken as it stands
 _SHORT = 1_500  # characters of visible text that leave nothing to choose from
 _TABULAR = 0.5  # share of the text in tables above which there is no other main text; trafilatura may take rows apart
+_ASKING = 100_000  # characters, scripts included, above which no page is only the beginning of one
+_SHOWN = 300  # characters of such a beginning that an error tells
 _LITTLE = 250  # characters below which trafilatura's answer is not trusted on a longer page
 _HTML = {"text/html", "application/xhtml+xml"}
 # Control characters, direction marks, tags: nothing that a reader sees. The joiners of scripts and emoji stay.
@@ -37,15 +42,29 @@ _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _NOISE = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufffd]")
+_FEED = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,2000}?-->\s*|<\?[^>]{0,300}>\s*)*<(?:rss|feed|rdf:RDF)\b", re.DOTALL)
 _RULE = re.compile(r"^\|?(?:\s*:?-+:?\s*\|)+\s*$")
 
 logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it warns of every page that it finds nothing in
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was made of a body, before it is cut to size."""
+
+    title: str
+    text: str
+    links: tuple[tuple[str, str], ...] = ()
+    date: str = ""
+    cut: bool = False
+    walled: bool = False
+    needs_scripts: bool = False
+
+
 def extract(
     body: bytes, url: str, content_type: str = "text/html", charset: str = "", *, truncated: bool = False
 ) -> Page | WebError:
-    """Read a page.
+    """Read a page. Nothing is fetched; run it in a process of its own (`workers.Extractors`) where pages may be hostile.
 
     Args:
         body: without content encoding.
@@ -53,19 +72,28 @@ def extract(
         content_type: lower case, without parameters; "" when the server named none.
         charset: of the Content-Type header; "" when it had none.
         truncated: whether the body was already cut.
+
+    Returns:
+        The page; or WebError of kind `unsupported`, `protocol` (not what it claims to be), `empty` or `paywall`.
     """
     if not readable(content_type):
-        return WebError("unsupported", f"{url} is {content_type}, which is not read; only HTML, text and JSON are")
-    markup = decode(body, charset)
-    if _is_noise(markup):
-        return WebError("protocol", f"{url} sent {content_type or 'no content type'}, but it is not text")
-    truncated, markup = truncated or len(markup) > _MAX_CHARS, markup[:_MAX_CHARS]
-    if content_type in _HTML or (not content_type and _looks_like_html(markup)):
-        title, text, links = _read_html(markup, url)
+        return WebError("unsupported", f"{url} is {content_type}, which is not read; HTML, text, JSON, PDF and feeds are")
+    if content_type in PDF or (not content_type and body.startswith(b"%PDF-")):
+        found = _read_pdf(body, url)
+        content_type = PDF[0]
     else:
-        title, text, links = "", _seen(markup), ()
-    kept = text[:_MAX_TEXT].strip()
-    return Page(url, title, kept, links, content_type or "text/plain", truncated or len(text) > _MAX_TEXT)
+        found = _read_markup(body, url, content_type, charset)
+    if isinstance(found, WebError):
+        return found
+    text = found.text.strip()
+    if not text or found.needs_scripts:
+        why = "its text would need scripts to run" if found.needs_scripts else "it has no text"
+        return WebError("empty", f"{url} shows nothing to read: {why}")
+    if found.walled and len(text) < notice.STUB:
+        begin = " ".join(text.split())[:_SHOWN]
+        return WebError("paywall", f"{url} shows only its beginning to those who do not subscribe: “{begin}”")
+    cut = truncated or found.cut or found.walled or len(text) > _MAX_TEXT
+    return Page(url, found.title, text[:_MAX_TEXT], found.links, content_type or "text/plain", cut, found.date)
 
 
 def work(request: dict[str, Any], body: bytes) -> dict[str, Any]:
@@ -73,17 +101,48 @@ def work(request: dict[str, Any], body: bytes) -> dict[str, Any]:
     return encoded(extract(body, **request))
 
 
-def _read_html(markup: str, url: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+def _read_pdf(body: bytes, url: str) -> _Read | WebError:
+    try:
+        found = pdf.read(body)
+    except pdf.PdfError as error:
+        return WebError("unsupported" if "locked" in str(error) else "protocol", f"{url} {error}")
+    return _Read(_line(_seen(found.title)), _seen(found.text), date=found.date, cut=found.more)
+
+
+def _read_markup(body: bytes, url: str, content_type: str, charset: str) -> _Read | WebError:
+    markup = decode(body, charset)
+    if _is_noise(markup):
+        return WebError("protocol", f"{url} sent {content_type or 'no content type'}, but it is not text")
+    cut, markup = len(markup) > _MAX_CHARS, markup[:_MAX_CHARS]
+    if content_type in _HTML or (not content_type and _looks_like_html(markup)):
+        found = _read_html(markup, url)
+    elif _FEED.match(markup) and (entries := feed.read(_seen(markup))):
+        links = ((text, _absolute(url, href)) for text, href in entries.links[:_MAX_LINKS])
+        once = {address: text[:200] for text, address in links if address}
+        found = _Read(entries.title, entries.text, tuple((text, address) for address, text in once.items()), entries.date)
+    else:
+        found = _Read("", _seen(markup))
+    return replace(found, cut=True) if cut else found
+
+
+def _read_html(markup: str, url: str) -> _Read:
     parser = HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
     try:
         root = document_fromstring(_seen(markup).encode(), parser=parser)
     except etree.ParserError:  # there is nothing in it
-        return "", "", ()
+        return _Read("", "")
     _join(root)
-    title, links = _title(root), _links(root, url)
+    title, links, told = _title(root), _links(root, url), notice.linked_data(root)
+    date, wall, scripts = notice.published(root, told), notice.walled(root), root.find(".//script") is not None
     if any("depth" in error.message for error in parser.error_log):  # libxml2 dropped the rest: read it as flat text
-        return title, BeautifulSoup(markup, "lxml").get_text("\n", strip=True), links
-    return title, _main(root), links
+        return _Read(title, BeautifulSoup(markup, "lxml").get_text("\n", strip=True), links, date)
+    asks = "\n".join(lines(root)) if root.xpath("string-length(normalize-space(.))") < _ASKING else ""
+    text = _main(root)
+    return _Read(
+        *(title, text, links, date),
+        walled=notice.only_begins(text, told, asks, wall=wall),
+        needs_scripts=scripts and notice.needs_scripts(text or asks),
+    )
 
 
 def _join(root: HtmlElement) -> None:

@@ -14,6 +14,8 @@ Kind = Literal[
     "bad_url",  # not an absolute http or https address
     "bad_query",  # nothing to search for, or the provider does not take it
     "refused",  # an address that may not be reached
+    "blocked",  # on the run's block list
+    "robots",  # its site asks robots to leave it alone
     "not_found",  # 404, 410
     "denied",  # 401, 402, 403, 451: login or payment
     "http",  # another status that is not success
@@ -24,13 +26,19 @@ Kind = Literal[
     "redirects",  # a loop, or too many
     "protocol",  # what came is not HTTP, or its encoding is broken
     "unsupported",  # a content type that is not read
+    "empty",  # nothing that a reader sees without running scripts
+    "paywall",  # only its beginning is shown
     "bad_answer",  # the search provider answered in another shape than documented
     "extract",  # the page's parser failed, took too long or too much memory
 ]
 LASTING: frozenset[Kind] = frozenset(
-    {"bad_url", "bad_query", "refused", "not_found", "denied", "http", "redirects", "unsupported"}
+    {"bad_url", "bad_query", "refused", "blocked", "robots", "not_found", "denied", "http", "redirects", "unsupported"}
+    | {"empty", "paywall"}
 )
-FORM = 1  # of pages as they are extracted and encoded: raise it when either changes, and remembered pages are read again
+FORM = 2  # of pages as they are extracted and encoded: raise it when either changes, and remembered pages are read again
+
+
+PDF = ("application/pdf", "application/x-pdf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +89,11 @@ class Page:
     Args:
         url: where it was found in the end, after redirects.
         title: one line; may be empty.
-        text: the main text, paragraphs parted by newlines, table rows as `cell | cell`; empty when there was none.
+        text: the main text, paragraphs parted by newlines, table rows as `cell | cell`.
         links: (text, absolute http or https url) in page order, each url once.
         content_type: without parameters, lower case.
-        truncated: whether a cap cut the page short.
+        truncated: whether a cap, or a paywall, cut the page short.
+        date: when it was published, as YYYY-MM-DD; empty when it does not say.
     """
 
     url: str
@@ -93,6 +102,7 @@ class Page:
     links: tuple[tuple[str, str], ...] = ()
     content_type: str = "text/html"
     truncated: bool = False
+    date: str = ""
 
     def __post_init__(self) -> None:
         if not self.url:
@@ -103,7 +113,7 @@ def readable(content_type: str) -> bool:
     """Whether a content type (lower case, without parameters) can be made a page of; an empty one is looked into."""
     return (
         content_type.startswith("text/")
-        or content_type in ("", "application/xhtml+xml", "application/json", "application/xml")
+        or content_type in ("", "application/xhtml+xml", "application/json", "application/xml", *PDF)
         or (content_type.startswith("application/") and content_type.endswith(("+json", "+xml")))
     )
 
@@ -128,4 +138,5 @@ def decoded(content: Mapping[str, Any]) -> Page | WebError:
         links=tuple((str(text), str(url)) for text, url in content["links"]),
         content_type=str(content["content_type"]),
         truncated=bool(content["truncated"]),
+        date=str(content["date"]),
     )

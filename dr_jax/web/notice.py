@@ -1,0 +1,103 @@
+"""Read what a page says about itself: its date, and whether only its beginning is shown.
+
+In:    a parsed page as it came, before anything was taken out; its visible text
+Out:   a date as YYYY-MM-DD, or ""; whether a paywall, or scripts that did not run, keep the rest from us
+Holds: what merely writes about paywalls or scripts is an ordinary page: short lines count, and only where little else is said
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+
+from lxml.html import HtmlElement
+
+STUB = 1_000  # characters of text below which a page behind a paywall has shown nothing to speak of
+_TEASER = 3_000  # above, a page that asks to subscribe has shown its text
+_NOTICE = 240  # characters of a line that asks; a longer one is prose
+_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)[-/]?(0[1-9]|1[0-2])[-/]?(0[1-9]|[12]\d|3[01])(?!\d)")
+_LD_DATE = re.compile(r'"(?:datePublished|dateCreated|uploadDate)"\s*:\s*"([^"]{8,40})"')
+_LD_LOCKED = re.compile(r'"isAccessibleForFree"\s*:\s*"?false\b', re.IGNORECASE)
+_DATED = (
+    "//meta[@property='article:published_time' or @property='og:article:published_time']/@content",
+    "//meta[@itemprop='datePublished']/@content | //*[@itemprop='datePublished']/@datetime",
+    "//meta[@name='date' or @name='pubdate' or @name='publish-date' or @name='DC.date' or @name='dcterms.date'"
+    " or @name='DC.date.issued' or @name='citation_publication_date' or @name='parsely-pub-date']/@content",
+    "//time[@pubdate]/@datetime | //article//time/@datetime | //header//time/@datetime | //main//time/@datetime",
+)
+_ASKS = re.compile(
+    r"\b(?:subscribe|sign (?:in|up)|log ?in|register|join|upgrade|become an? (?:\w+ )?(?:member|subscriber))\b.{0,60}?\bto "
+    r"(?:continue|keep|finish|unlock|read (?:on|more|the (?:full|rest|whole)|this (?:full )?(?:article|story)))\b"
+    r"|\bto (?:continue|keep|finish) reading\b.{0,80}\b(?:subscri|sign|log ?in|register|account|member)"
+    r"|\bthis (?:article|story|content|post|report) is (?:only |exclusively )?(?:for|reserved for|available (?:only )?to|"
+    r"exclusive to|limited to)\b.{0,30}\b(?:subscribers|members|paying)"
+    r"|\balready an? (?:subscriber|member)\?"
+    r"|\byou(?:'|’)?ve (?:reached|read) (?:your|all|the) .{0,40}\bfree (?:article|stor)"
+    r"|réservée? aux abonnés|lire la suite .{0,40}abonn|weiterlesen mit\b|nur für abonnenten|jetzt abonnieren und weiterlesen"
+    r"|suscr[ií]bete para (?:seguir|continuar) leyendo|exclusivo para (?:suscriptores|assinantes)"
+    r"|contenuto riservato agli abbonati"
+    r"|доступн\w+ только подписчикам|только для подписчиков|有料会員限定|会員限定記事|残り\s*[\d０-９,]+\s*文字",
+    re.IGNORECASE,
+)
+_WALL = re.compile(
+    r"(?:^|[\s_-])(?:pay-?wall|regwall|meter-?wall|subscri(?:be|ber|ption)-?(?:wall|prompt|gate))(?:$|[\s_-])", re.I
+)
+_NEEDS_SCRIPTS = re.compile(
+    r"(?:enable|turn on|activate|requires?|needs?|without) java ?script|java ?script (?:is|must be|has to be) "
+    r"(?:disabled|required|enabled|turned on)|checking your browser|just a moment\b|^loading\W{0,6}$",
+    re.IGNORECASE,
+)
+
+
+def published(root: HtmlElement, linked_data: str) -> str:
+    """Return the day on which a page says that it was published."""
+    for text in _LD_DATE.findall(linked_data):
+        if day := _day(text):
+            return day
+    for path in _DATED:
+        for text in root.xpath(path):
+            if day := _day(text):
+                return day
+    return ""
+
+
+def linked_data(root: HtmlElement) -> str:
+    """Return the page's JSON-LD, as it stands; much of the web's is no valid JSON."""
+    return "\n".join(
+        node.text or "" for node in root.iter("script") if (node.get("type") or "").strip() == "application/ld+json"
+    )
+
+
+def walled(root: HtmlElement) -> bool:
+    """Whether some element calls itself a paywall."""
+    return any(_WALL.search(f"{node.get('class', '')} {node.get('id', '')}") for node in root.xpath("//*[@class or @id]"))
+
+
+def only_begins(text: str, linked: str, visible: str, *, wall: bool) -> bool:
+    """Whether a paywall cut the main text short.
+
+    Args:
+        text: the main text.
+        linked: the page's JSON-LD.
+        visible: everything that is seen, line by line.
+        wall: whether the page has an element that calls itself a paywall.
+    """
+    if len(text) > _TEASER:
+        return False
+    asks = any(len(line) <= _NOTICE and _ASKS.search(line) for line in visible.splitlines())
+    if _LD_LOCKED.search(linked):  # the whole text may be there all the same, for search engines
+        return asks or wall or len(text) < STUB
+    return asks and (wall or len(text) < STUB)
+
+
+def needs_scripts(text: str) -> bool:
+    """Whether all that is said is that scripts are needed, or that something is still to come."""
+    return len(text) < _NOTICE and bool(_NEEDS_SCRIPTS.search(text))
+
+
+def _day(text: str) -> str:
+    found = _DAY.search(text)
+    try:
+        return date(*map(int, found.groups())).isoformat() if found else ""
+    except ValueError:  # such as 31 February
+        return ""
