@@ -36,7 +36,7 @@ def version() -> None:
 
 
 def _register() -> None:
-    from dr_jax.cli import ask, data, doctor, evaluate, littleweb, search, sft, show, train
+    from dr_jax.cli import ask, browse, data, doctor, evaluate, littleweb, search, sft, show, train
 
     app.command("train")(train.command)
     app.command("sft")(sft.command)
@@ -44,6 +44,7 @@ def _register() -> None:
     app.command("ask")(ask.command)
     app.command("show")(show.command)
     app.command("search")(search.command)
+    app.command("browse")(browse.command)
     app.command("littleweb")(littleweb.command)
     app.command("doctor")(doctor.command)
     app.add_typer(data.app, name="data")

@@ -105,7 +105,7 @@ def _read_pdf(body: bytes, url: str) -> _Read | WebError:
     try:
         found = pdf.read(body)
     except pdf.PdfError as error:
-        return WebError("unsupported" if "locked" in str(error) else "protocol", f"{url} {error}")
+        return WebError("denied" if isinstance(error, pdf.LockedError) else "protocol", f"{url} {error}")
     return _Read(_line(_seen(found.title)), _seen(found.text), date=found.date, cut=found.more)
 
 

@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from io import BytesIO
 
-from pypdf import PdfReader, filters
-from pypdf.errors import PyPdfError
+from pypdf import PdfReader, apply_configuration, get_configuration
+from pypdf.errors import DependencyError, PyPdfError
 
 _MAX_PAGES = 400
 _MAX_CHARS = 500_000
@@ -23,14 +23,29 @@ _DATE = re.compile(r"^D:(\d{4})(\d\d)?(\d\d)?")
 _BROKEN = re.compile(r"(?<=[a-zà-ÿ])-\n(?=[a-zà-ÿ])")  # a word parted at the end of its line
 _SPACES = re.compile(r"[ \t]+")
 
-for _limit in ("ZLIB_MAX_OUTPUT_LENGTH", "LZW_MAX_OUTPUT_LENGTH", "RUN_LENGTH_MAX_OUTPUT_LENGTH"):
-    if hasattr(filters, _limit):  # older versions have fewer of them; the worker's memory is bounded all the same
-        setattr(filters, _limit, _MAX_STREAM)
+_LIMITS = get_configuration().with_overwrites(
+    zlib_maximum_output_length=_MAX_STREAM,
+    lzw_maximum_output_length=_MAX_STREAM,
+    run_length_maximum_output_length=_MAX_STREAM,
+    brotli_maximum_output_length=_MAX_STREAM,
+    array_based_stream_maximum_output_length=_MAX_STREAM,
+    stream_decoding_work_maximum_length=4 * _MAX_STREAM,
+    stream_parsing_work_maximum_count=500_000,
+    jbig2dec_binary=None,  # pictures are not read, and no program is started
+    disable_legacy_handling=True,
+)
+# pypdf meets broken files with errors of every kind
+_BROKEN_FILE = (PyPdfError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError)
+_MAX_FAILURES = 3  # pages that may be broken before the rest is given up
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of every irregularity that it reads over
 
 
 class PdfError(ValueError):
-    """Bytes that claim to be a PDF and cannot be read as one; a sentence's end that says why."""
+    """Bytes that claim to be a PDF and cannot be read as one; the end of a sentence that says why."""
+
+
+class LockedError(PdfError):
+    """A PDF that needs a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +64,39 @@ def read(body: bytes) -> Pdf:
     Raises:
         PdfError: it is none, is broken, or is locked.
     """
-    try:
-        reader = PdfReader(BytesIO(body))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise PdfError("is locked with a password")
-        pages, size, more = list[str](), 0, False
-        for number, page in enumerate(reader.pages):
-            if number == _MAX_PAGES or size > _MAX_CHARS:
-                more = True
-                break
-            pages.append(_tidy(page.extract_text()))
-            size += len(pages[-1])
-        title, date = _about(reader)
-    except PdfError:
-        raise
-    except MemoryError:
-        raise
-    except (PyPdfError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError) as error:
-        # pypdf meets broken files with errors of every kind
-        raise PdfError("cannot be read as a PDF") from error
-    return Pdf(title, "\n\n".join(filter(None, pages)), date, more)
+    with apply_configuration(_LIMITS):
+        try:
+            reader = PdfReader(BytesIO(body))
+            if reader.is_encrypted and not reader.decrypt(""):
+                raise LockedError("is locked with a password")
+            text, more = _text(reader)
+            title, date = _about(reader)
+        except PdfError:
+            raise
+        except DependencyError as error:  # its cipher would need another library
+            raise LockedError("is encrypted") from error
+        except _BROKEN_FILE as error:
+            raise PdfError("cannot be read as a PDF") from error
+    return Pdf(title, text, date, more)
+
+
+def _text(reader: PdfReader) -> tuple[str, bool]:
+    """Return the text of all pages that can be read, and whether some were not."""
+    pages, size, failures = list[str](), 0, 0
+    for number in range(len(reader.pages)):
+        if number == _MAX_PAGES or size > _MAX_CHARS or failures == _MAX_FAILURES:
+            return "\n\n".join(pages), True
+        try:
+            text = _tidy(reader.pages[number].extract_text())
+        except _BROKEN_FILE:
+            failures += 1
+            continue
+        if text:
+            pages.append(text)
+            size += len(text)
+    if failures and not pages:
+        raise PdfError("has no page that can be read")
+    return "\n\n".join(pages), failures > 0
 
 
 def _tidy(text: str) -> str:
