@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 from dr_jax.data.question import Question
@@ -18,6 +19,7 @@ _TEMPLATES = (
     "How many windows does the {kind} near {a} have according to the chronicle of {b}?",
     "Which of the two was finished first, the {kind} of {a} or the {kind} of {b}?",
     "What did the traveller from {a} carry home from the {place} market of {b}?",
+    "Who kept the keys of the {kind} of {a} in {year} before it fell to {b}?",
 )
 _KINDS = ("tower", "library", "harbour", "bridge", "garden", "mill", "school", "theatre", "castle", "station")
 _PLACES = ("northern", "southern", "eastern", "western", "old", "new", "upper", "lower")
@@ -53,15 +55,18 @@ class Planted:
 
 def name(chance: random.Random) -> str:
     """A name that nobody has."""
-    return (chance.choice(_FIRST) + chance.choice(_FIRST) + chance.choice(_LAST)).title()
+    return "".join(map(chance.choice, (_FIRST, _FIRST, _FIRST, _LAST))).title()
 
 
 def asked(chance: random.Random, number: int, prefix: str) -> Question:
     """A question from a template; many share all but their names."""
-    text = chance.choice(_TEMPLATES).format(
-        kind=chance.choice(_KINDS), a=name(chance), b=name(chance), place=chance.choice(_PLACES)
-    )
+    text = _filled(chance.choice(_TEMPLATES), name(chance), name(chance), chance)
     return Question(f"{prefix}{number}", text, (name(chance),), prefix)
+
+
+def _filled(template: str, a: str, b: str, chance: random.Random) -> str:
+    kind, place, year = chance.choice(_KINDS), chance.choice(_PLACES), chance.randrange(1100, 1900)
+    return template.format(kind=kind, a=a, b=b, place=place, year=year)
 
 
 def planted(count: int = 10_000, each: int = 250, seed: int = 0) -> Planted:
@@ -82,14 +87,32 @@ def planted(count: int = 10_000, each: int = 250, seed: int = 0) -> Planted:
             one = Question(f"{way}{len(train)}", change(question.text, chance), question.answers, "train")
             repeats[one.id] = (way, question.id)
             train.append(one)
-    for question in chosen[len(ways) * each :]:  # one name is another: another question
-        words = question.text.split()
-        at = chance.choice([index for index, word in enumerate(words) if index and word[0].isupper()])
-        words[at] = name(chance) + ("?" if words[at].endswith("?") else "")
-        train.append(Question(f"other{len(train)}", " ".join(words), (name(chance),), "train"))
+    for number, question in enumerate(chosen[len(ways) * each :]):
+        text = (_other_name, _other_thing, _other_year)[number % 3](question.text, chance)
+        train.append(Question(f"other{len(train)}", text, (name(chance),), "train"))
     train += [asked(chance, number, "train") for number in range(count - len(train))]
     chance.shuffle(train)
     return Planted(train, held_out, repeats)
+
+
+def _other_name(text: str, chance: random.Random) -> str:
+    old = chance.choice(_names(text))
+    return text.replace(old, name(chance))
+
+
+def _other_thing(text: str, chance: random.Random) -> str:
+    first, second = _names(text)
+    others = [template for template in _TEMPLATES if template[:10] != text[:10]]
+    return _filled(chance.choice(others), first, second, chance)
+
+
+def _other_year(text: str, chance: random.Random) -> str:
+    found = re.search(r"\d{4}", text)
+    return text.replace(found.group(), str(int(found.group()) + 1)) if found else _other_name(text, chance)
+
+
+def _names(text: str) -> list[str]:
+    return [word.strip("?,") for word in text.split()[1:] if word[0].isupper()]
 
 
 def _exact(text: str, chance: random.Random) -> str:

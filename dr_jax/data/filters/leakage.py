@@ -30,10 +30,10 @@ from dr_jax.data.holdout import identity
 from dr_jax.data.question import Question
 
 _HEAVIEST = 6
-_TELLING = 5
+_TELLING = 4  # in fewer questions than the square root of their number, by the scale of the weights
 _PARTS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")  # no spaces between Chinese words
 _SAYS_NOTHING = frozenset({"", "yes", "no"})
-_SLACK = 0.15  # more than three standard errors of the estimate from 126 hashes
+_SLACK = 0.1  # more than two standard errors of the estimate from 126 hashes
 
 
 @dataclass(frozen=True, slots=True)
