@@ -44,11 +44,15 @@ class Asked:
         judge: for the quality filter.
         sampler: for the contamination filter.
         normal: the form in which answers are compared, as the rewards have it.
+        judge_name: tells this judge from others in the journal; "" is the recipe's `quality.policy`.
+        sampler_name: tells this model from others in the journal; "" is the recipe's `contamination.policy`.
     """
 
     judge: Endpoint | None = None
     sampler: Sampler | None = None
     normal: Callable[[str], str] = str.casefold
+    judge_name: str = ""
+    sampler_name: str = ""
 
 
 @dataclass(slots=True)
@@ -132,9 +136,9 @@ class _Draw:
         self._weights = WordWeights(text for texts in (staging.texts(), own) for text in texts)
         self._asking: list[Filter] = []
         if recipe.quality.on and asked.judge is not None:
-            self._asking.append(Quality(asked.judge, recipe.quality))
+            self._asking.append(Quality(asked.judge, recipe.quality, judge=asked.judge_name))
         if recipe.contamination.on and asked.sampler is not None:
-            self._asking.append(Contamination(asked.sampler, asked.normal, recipe.contamination))
+            self._asking.append(Contamination(asked.sampler, asked.normal, recipe.contamination, model=asked.sampler_name))
 
     async def split(self, name: str, size: int) -> None:
         """Draw one split; questions that are near to one of an earlier split leak, too."""

@@ -13,7 +13,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dr_jax.base.config import read
@@ -107,9 +107,9 @@ async def asked(recipe: Recipe, told: Told) -> AsyncIterator[Asked]:
         UserError: as opening that policy does.
     """
     async with AsyncExitStack() as stack:
-        open_ones: dict[str, tuple[Policy, Chat, int]] = {}
+        open_ones: dict[str, _Opened] = {}
 
-        async def opened(name: str, config: str) -> tuple[Policy, Chat, int]:
+        async def opened(name: str, config: str) -> _Opened:
             if not config:
                 raise ConfigError(
                     f"{name}.on = true, and {name}.policy names nobody to ask",
@@ -120,14 +120,22 @@ async def asked(recipe: Recipe, told: Told) -> AsyncIterator[Asked]:
                 open_ones[config] = await _opened(stack, read(Settings, config), told)
             return open_ones[config]
 
-        judge = sampler = None
+        judge = sampler = judged_by = sampled_from = None
         if recipe.quality.on:
-            policy, chat, seed = await opened("quality", recipe.quality.policy)
-            judge = PolicyEndpoint(policy, chat, max_new_tokens=recipe.quality.max_new_tokens, seed=seed)
+            judged_by = await opened("quality", recipe.quality.policy)
+            judge = PolicyEndpoint(
+                judged_by.policy, judged_by.chat, max_new_tokens=recipe.quality.max_new_tokens, seed=judged_by.seed
+            )
         if recipe.contamination.on:
-            policy, chat, seed = await opened("contamination", recipe.contamination.policy)
-            sampler = PolicySampler(policy, chat, recipe.contamination, seed=seed)
-        yield Asked(judge=judge, sampler=sampler, normal=normalized)
+            sampled_from = await opened("contamination", recipe.contamination.policy)
+            sampler = PolicySampler(sampled_from.policy, sampled_from.chat, recipe.contamination, seed=sampled_from.seed)
+        yield Asked(
+            judge=judge,
+            sampler=sampler,
+            normal=normalized,
+            judge_name=judged_by.name if judged_by else "",
+            sampler_name=sampled_from.name if sampled_from else "",
+        )
 
 
 async def probe(
@@ -136,10 +144,10 @@ async def probe(
     """Sample answers of one policy to questions and decide about them; what is in the journal is not asked again."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        policy, chat, seed = await _opened(stack, settings, told)
+        model = await _opened(stack, settings, told)
         decisions = stack.enter_context(Journal(journal))
-        sampler = PolicySampler(policy, chat, wanted, seed=seed)
-        one = Contamination(sampler, normalized, wanted, model=f"{settings.model.load} {settings.model.dtype} {seed}")
+        sampler = PolicySampler(model.policy, model.chat, wanted, seed=model.seed)
+        one = Contamination(sampler, normalized, wanted, model=model.name)
         done = 0
 
         def ticked(new: int) -> None:
@@ -154,10 +162,21 @@ async def probe(
     ]
 
 
-async def _opened(stack: AsyncExitStack, settings: Settings, told: Told) -> tuple[Policy, Chat, int]:
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A policy that runs, and a name that tells it from others in a journal."""
+
+    policy: Policy
+    chat: Chat
+    seed: int
+    name: str
+
+
+async def _opened(stack: AsyncExitStack, settings: Settings, told: Told) -> _Opened:
     stage, _ = await stack.enter_async_context(opened_stage(settings, Metrics(), lambda phase, index, numbers: None))
     stage.actor.engine.warm_up(lambda name, done, count: told("compiling", done, count))
-    return stage.actor.engine, stage.actor.chat, settings.seed
+    name = f"{settings.model.load} {settings.model.dtype} seed {settings.seed}"
+    return _Opened(stage.actor.engine, stage.actor.chat, settings.seed, name)
 
 
 def _said(chat: Chat, sampled: Sampled) -> str:

@@ -7,7 +7,6 @@ Fails: DataError; what has to be downloaded is downloaded before it is read
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ def inputs(where: str) -> list[Input]:
 
 
 def _hub(where: str) -> list[tuple[str, Path]]:
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     whole, _, revision = where.partition("@")
@@ -75,15 +74,13 @@ def _hub(where: str) -> list[tuple[str, Path]]:
     if len(parts) < 3:
         raise DataError(f"hub:{where} names no file", needed="hub:owner/name/path/in/it.parquet, with or without @revision")
     repository, name = "/".join(parts[:2]), "/".join(parts[2:])
+    at = revision or None
     try:
-        names = [name]
         if "*" in name:
-            listed = HfApi().list_repo_files(repository, repo_type="dataset", revision=revision or None)
-            names = sorted(fnmatch.filter(listed, name))
-        got = [
-            (f"{repository}/{one}", Path(hf_hub_download(repository, one, repo_type="dataset", revision=revision or None)))
-            for one in names
-        ]
+            base = Path(snapshot_download(repository, allow_patterns=name, repo_type="dataset", revision=at))
+            got = [(f"{repository}/{one.relative_to(base)}", one) for one in sorted(base.glob(name))]
+        else:
+            got = [(f"{repository}/{name}", Path(hf_hub_download(repository, name, repo_type="dataset", revision=at)))]
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
