@@ -9,6 +9,7 @@ Holds: input, tree and output are bounded, so that no page costs more than some 
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from trafilatura.settings import Extractor
 from dr_jax.web import feed, notice, pdf
 from dr_jax.web.charset import decode
 from dr_jax.web.page import PDF, Page, WebError, encoded, readable
-from dr_jax.web.visible import lines, prune, tables
+from dr_jax.web.visible import core, length, lines, strip, tables, unframe
 
 _MAX_CHARS = 2_000_000  # of markup
 _MAX_TEXT = 500_000
@@ -33,9 +34,10 @@ _MAX_URL = 2_000
 _MAX_ELEMENTS = 20_000  # above, trafilatura takes seconds; the visible text is taken as it stands
 _SHORT = 1_500  # characters of visible text that leave nothing to choose from
 _TABULAR = 0.5  # share of the text in tables above which there is no other main text; trafilatura may take rows apart
-_ASKING = 100_000  # characters, scripts included, above which no page is only the beginning of one
-_SHOWN = 300  # characters of such a beginning that an error tells
+_TITLE_ENDS = "-–—|·•:»"
+_SHOWN = 600  # characters of such a beginning that an error tells
 _LITTLE = 250  # characters below which trafilatura's answer is not trusted on a longer page
+_OF_HEAD = ("title", "meta", "link", "script", "style", "base", "noscript", "template", "object", "basefont", "bgsound")
 _HTML = {"text/html", "application/xhtml+xml"}
 # Control characters, direction marks, tags: nothing that a reader sees. The joiners of scripts and emoji stay.
 _UNSEEN = re.compile(
@@ -114,7 +116,7 @@ def _read_markup(body: bytes, url: str, content_type: str, charset: str) -> _Rea
     if _is_noise(markup):
         return WebError("protocol", f"{url} sent {content_type or 'no content type'}, but it is not text")
     cut, markup = len(markup) > _MAX_CHARS, markup[:_MAX_CHARS]
-    if content_type in _HTML or (not content_type and _looks_like_html(markup)):
+    if content_type in _HTML or (not content_type and _looks_like_html(markup) and not _FEED.match(markup)):
         found = _read_html(markup, url)
     elif _FEED.match(markup) and (entries := feed.read(_seen(markup))):
         links = ((text, _absolute(url, href)) for text, href in entries.links[:_MAX_LINKS])
@@ -136,47 +138,70 @@ def _read_html(markup: str, url: str) -> _Read:
     date, wall, scripts = notice.published(root, told), notice.walled(root), root.find(".//script") is not None
     if any("depth" in error.message for error in parser.error_log):  # libxml2 dropped the rest: read it as flat text
         return _Read(title, BeautifulSoup(markup, "lxml").get_text("\n", strip=True), links, date)
-    asks = "\n".join(lines(root)) if root.xpath("string-length(normalize-space(.))") < _ASKING else ""
-    text = _main(root)
-    return _Read(
-        *(title, text, links, date),
-        walled=notice.only_begins(text, told, asks, wall=wall),
-        needs_scripts=scripts and notice.needs_scripts(text or asks),
-    )
+    strip(root)
+    asks = notice.asks(root)
+    text = _untitled(_main(root), title) or notice.article_body(told)
+    walled = notice.only_begins(text, told, asks=asks, wall=wall)
+    if walled:
+        text = notice.unasked(text)
+    return _Read(title, text, links, date, walled=walled, needs_scripts=scripts and notice.needs_scripts(text))
 
 
 def _join(root: HtmlElement) -> None:
-    """Put what follows a premature `</html>`, which the parser makes a second root, back into the page."""
+    """Put back into the page what the parser parts from it: what follows a premature `</html>`, and HTML 5 below the head."""
     body = root.find("body")
     for extra in list(root.itersiblings()):
         for part in (extra, *extra.iter("html", "head", "body")):
             part.tag = "div"
         (root if body is None else body).append(extra)
+    for head in root.findall("head"):  # libxml2 knows only elements of HTML 4 to end one that is left open
+        shown = next((place for place, part in enumerate(head) if part.tag not in _OF_HEAD), len(head))
+        if shown < len(head):
+            moved = head.makeelement("div")
+            moved.extend(head[shown:])
+            if body is None:
+                head.addnext(moved)
+            else:
+                body.insert(0, moved)
 
 
 def _main(root: HtmlElement) -> str:
-    """Return the main text of a parsed page; the tree is used up."""
-    prune(root)
-    size, elements = root.xpath("string-length(normalize-space(.))"), root.xpath("count(//*)")
+    """Return the main text of a stripped page; the tree is used up.
+
+    trafilatura gets the page with its frame, by which it was tuned; what is left without the frame tells whether there is
+    anything to choose from, and is the answer where trafilatura has none.
+    """
+    framed = copy.deepcopy(root)
+    unframe(root)
+    size, elements = length(root), root.xpath("count(//*)")
     if size <= _SHORT or elements > _MAX_ELEMENTS:
-        return "\n".join(lines(root))
+        return "\n".join(lines(core(root)))
     found = list(tables(root))
-    tabular = sum(len(row) for table in found for row in table) > _TABULAR * size
-    main = "" if tabular else _of_trafilatura(root)
+    tabular = sum(len(row) for table in found for row in table.rows) > _TABULAR * size
+    main = "" if tabular else _of_trafilatura(framed)
     if len(main) < _LITTLE:
-        return "\n".join(lines(root))
-    lost = [row for table in found if not _tells(main, table) for row in table]
+        return "\n".join(lines(core(root)))
+    lost = [row for table in found if table.belongs and not _tells(main, table.rows) for row in table.rows]
     return "\n".join((main, *lost))
 
 
 def _of_trafilatura(root: HtmlElement) -> str:
-    options = Extractor(fast=True, recall=True, comments=False, tables=True)
-    found = extract_main(root, options=options) or ""
+    """Return what trafilatura takes for the main text; `benchmarks/extraction.py` compares its modes."""
+    found = extract_main(root, options=Extractor(comments=False, tables=True)) or ""
     kept = (line for line in found.splitlines() if not _RULE.match(line))
     return "\n".join(line.strip("| ") if line.startswith("|") else line for line in kept)
 
 
-def _tells(text: str, table: list[str]) -> bool:
+def _untitled(text: str, title: str) -> str:
+    """Leave out a first line that only says the title again, whatever the title says of the site after it."""
+    first, _, rest = text.partition("\n")
+    first = _line(first)
+    after = title[len(first) :].lstrip()
+    again = first and title.startswith(first) and (not after or after[0] in _TITLE_ENDS)
+    return rest if again and rest.strip() else text
+
+
+def _tells(text: str, table: tuple[str, ...]) -> bool:
     """Whether most of a table's first rows are in the text."""
     rows = table[:20]
     return 2 * sum(row in text for row in rows) > len(rows)

@@ -14,6 +14,8 @@ from email.utils import parsedate_to_datetime
 
 from lxml import etree, html
 
+from dr_jax.web.visible import lines
+
 _ROOTS = {"rss", "feed", "RDF"}
 _ENTRIES = {"item", "entry"}
 _SAYS = ("encoded", "content", "description", "summary")  # the first of them that an entry has
@@ -40,10 +42,10 @@ def read(markup: str) -> Feed | None:
     if root is None or _name(root) not in _ROOTS:
         return None
     channel = next((one for one in root if _name(one) == "channel"), root)
-    blocks, links = [_line(_said(channel, ("description", "subtitle")))], list[tuple[str, str]]()
+    blocks, links = [_plain(_said(channel, ("description", "subtitle")))], list[tuple[str, str]]()
     for entry in (one for one in root.iter() if _name(one) in _ENTRIES):
-        title, date = _line(_said(entry, ("title",))), _date(entry)
-        blocks.append("\n".join(filter(None, (title, date, _line(_said(entry, _SAYS))))))
+        title, date = _line(_plain(_said(entry, ("title",)))), _date(entry)
+        blocks.append("\n".join(filter(None, (title, date, _plain(_said(entry, _SAYS))))))
         if address := _link(entry):
             links.append((title, address))
     return Feed(_line(_said(channel, ("title",))), "\n\n".join(filter(None, blocks)), tuple(links), _date(channel))
@@ -62,11 +64,15 @@ def _said(node: etree._Element, names: tuple[str, ...]) -> str:
     return next((text for one in _children(node, names) if (text := " ".join(one.itertext()).strip())), "")
 
 
-def _line(text: str) -> str:
-    """Return markup or text on one line."""
+def _plain(text: str) -> str:
+    """Return the lines of what may be markup."""
     if "<" in text and ">" in text:
         with suppress(etree.ParserError, ValueError):  # nothing but a comment, or no markup at all
-            text = " ".join(html.fromstring(text).itertext())
+            return "\n".join(lines(html.fragment_fromstring(text, create_parent="div")))
+    return _line(text)
+
+
+def _line(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -78,7 +84,7 @@ def _link(entry: etree._Element) -> str:
 
 
 def _date(node: etree._Element) -> str:
-    text = _said(node, _DATES)
+    text = " ".join(_said(node, _DATES).split())
     if len(text) >= 10 and text[4] == text[7] == "-":
         return text[:10]
     try:

@@ -7,16 +7,22 @@ Holds: what merely writes about paywalls or scripts is an ordinary page: short l
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import date
+from html import unescape
 
 from lxml.html import HtmlElement
 
-STUB = 1_000  # characters of text below which a page behind a paywall has shown nothing to speak of
+from dr_jax.web.visible import lines
+
+STUB = 600  # characters of text below which a page behind a paywall has shown nothing to speak of
 _TEASER = 3_000  # above, a page that asks to subscribe has shown its text
 _NOTICE = 240  # characters of a line that asks; a longer one is prose
 _DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)[-/]?(0[1-9]|1[0-2])[-/]?(0[1-9]|[12]\d|3[01])(?!\d)")
 _LD_DATE = re.compile(r'"(?:datePublished|dateCreated|uploadDate)"\s*:\s*"([^"]{8,40})"')
+_LOOKED_AT = 200_000
+_LD_BODY = re.compile(r'"articleBody"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _LD_LOCKED = re.compile(r'"isAccessibleForFree"\s*:\s*"?false\b', re.IGNORECASE)
 _DATED = (
     "//meta[@property='article:published_time' or @property='og:article:published_time']/@content",
@@ -73,21 +79,46 @@ def walled(root: HtmlElement) -> bool:
     return any(_WALL.search(f"{node.get('class', '')} {node.get('id', '')}") for node in root.xpath("//*[@class or @id]"))
 
 
-def only_begins(text: str, linked: str, visible: str, *, wall: bool) -> bool:
+def asks(root: HtmlElement) -> bool:
+    """Whether some line of what is seen asks to subscribe, or to sign in, before it goes on."""
+    if not _ASKS.search(root.text_content()[:_LOOKED_AT]):
+        return False
+    return any(_is_asking(line) for line in lines(root))
+
+
+def unasked(text: str) -> str:
+    """Leave out the lines that ask."""
+    return "\n".join(line for line in text.splitlines() if not _is_asking(line))
+
+
+def only_begins(text: str, linked: str, *, asks: bool, wall: bool) -> bool:
     """Whether a paywall cut the main text short.
 
     Args:
         text: the main text.
         linked: the page's JSON-LD.
-        visible: everything that is seen, line by line.
-        wall: whether the page has an element that calls itself a paywall.
+        asks: whether some line asks to subscribe.
+        wall: whether an element calls itself a paywall.
     """
     if len(text) > _TEASER:
         return False
-    asks = any(len(line) <= _NOTICE and _ASKS.search(line) for line in visible.splitlines())
     if _LD_LOCKED.search(linked):  # the whole text may be there all the same, for search engines
         return asks or wall or len(text) < STUB
     return asks and (wall or len(text) < STUB)
+
+
+def article_body(linked: str) -> str:
+    """Return the text that JSON-LD carries, for pages that show theirs by scripts."""
+    found = _LD_BODY.search(linked)
+    try:
+        text = str(json.loads(f'"{found.group(1)}"', strict=False)) if found else ""
+    except ValueError:
+        return ""
+    return re.sub(r"<[^<>]{1,200}>", " ", unescape(text))
+
+
+def _is_asking(line: str) -> bool:
+    return len(line) <= _NOTICE and _ASKS.search(line) is not None
 
 
 def needs_scripts(text: str) -> bool:

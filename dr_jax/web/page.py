@@ -31,11 +31,12 @@ Kind = Literal[
     "bad_answer",  # the search provider answered in another shape than documented
     "extract",  # the page's parser failed, took too long or too much memory
 ]
-LASTING: frozenset[Kind] = frozenset(
-    {"bad_url", "bad_query", "refused", "blocked", "robots", "not_found", "denied", "http", "redirects", "unsupported"}
-    | {"empty", "paywall"}
+_LASTING: tuple[Kind, ...] = (
+    *("bad_url", "bad_query", "refused", "blocked", "robots", "not_found", "denied", "http", "redirects", "unsupported"),
+    *("empty", "paywall"),
 )
-FORM = 2  # of pages as they are extracted and encoded: raise it when either changes, and remembered pages are read again
+LASTING: frozenset[Kind] = frozenset(_LASTING)
+FORM = 3  # of pages as they are extracted and encoded: raise it when either changes, and remembered pages are read again
 
 
 PDF = ("application/pdf", "application/x-pdf")

@@ -1,7 +1,8 @@
 """Read a parsed page as a person sees it: blocks as lines, table rows as `cell | cell`, without what frames the page.
 
 In:    an lxml tree
-Out:   `prune` takes out what is not read; `lines` gives the rest from top to bottom; `tables` gives each table's rows
+Out:   `strip` takes out what is not seen, `unframe` what is no page's own text; `core` is the element that holds the rest;
+       `lines` gives it from top to bottom, `tables` each table's rows
 Drops: scripts, forms, navigation, footers, hidden elements, and what its class or id calls advertising or a banner
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from lxml import etree
 from lxml.html import HtmlElement, defs
@@ -21,7 +23,23 @@ _FRAME_NAME = re.compile(
     r"navbar|navigation|(?:main|nav|side|top)-?menu|sidebar|related|footer|skip-link)(?:$|[\s_-])",
     re.IGNORECASE,
 )
-_HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+_FRAME_HEADING = re.compile(
+    r"(?:trending(?: now)?|most (?:read|popular|viewed)|popular (?:now|stories|posts)|related (?:articles|stories|posts)|"
+    r"recommended(?: for you)?|more (?:from|on|like) .{1,40}|(?:you )?(?:may|might) also like|read (?:more|next)|"
+    r"latest (?:news|posts)|"
+    r"recent (?:posts|comments)|share this|das könnte sie auch interessieren|mehr zum thema|meistgelesen|à lire aussi|"
+    r"les plus lus|lo más leído|te puede interesar|читайте также|関連記事|相关阅读)\W*",
+    re.IGNORECASE,
+)
+# What an element's own style hides. Not `opacity: 0`: many pages begin so, and scripts fade them in.
+_HIDDEN = re.compile(
+    r"display:none|visibility:(?:hidden|collapse)|font-size:0(?![.\d])|"
+    r"(?:left|right|top|text-indent|margin-left|margin-top):-\d{3,}(?:\.\d+)?(?:px|em|rem)|clip:rect\((?:0|1px)[ ,a-z0-9]*\)|"
+    r"clip-path:inset\((?:50|100)%\)"
+)
+_SMALL = re.compile(r"(?:^|;)(?:max-)?(?:height|width):[01](?:px)?(?:;|$|!)")
+_COLOUR = re.compile(r"(?:^|;)color:([^;!]+)")
+_GROUND = re.compile(r"(?:^|;)background(?:-color)?:([^;!]+)")
 _BLOCKS = (
     defs.block_tags
     | {"html", "body", "br", "li", "dt", "dd", "caption", "thead", "tbody", "tfoot", "tr"}
@@ -29,22 +47,65 @@ _BLOCKS = (
 )
 _CELLS = ("td", "th")
 _CELL_CHARS = 300  # a longer cell is layout, or prose: its blocks keep their own lines
+_CORE_SHARE = 0.6
+_NEVER_FRAME = ("html", "body", "main", "article", "h1")
+_FACTS = re.compile(r"(?:^|[\s_-])(?:infobox|wikitable|spec(?:s|ifications)?|facts?|data)(?:$|[\s_-])", re.IGNORECASE)
+_NAMED = {
+    "white": "#fff",
+    "#ffffff": "#fff",
+    "rgb(255,255,255)": "#fff",
+    "black": "#000",
+    "#000000": "#000",
+    "rgb(0,0,0)": "#000",
+}
 _FRAME_SHARE = 0.5  # what holds more of the page's text than this is not its frame, whatever it is called
 
 
-def prune(root: HtmlElement) -> None:
-    """Take what is not the page's text out of the tree: scripts, hidden elements, its frame. The tree is changed in place."""
-    etree.strip_elements(root, *_NOT_TEXT, *_FRAME, with_tail=False)
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table's rows, and whether it belongs to the main text: it stands in it, or is called its facts."""
+
+    rows: tuple[str, ...]
+    belongs: bool
+
+
+def strip(root: HtmlElement) -> None:
+    """Take what nobody sees out of the tree, and lists of what else there is to read. The tree is changed in place."""
+    etree.strip_elements(root, *_NOT_TEXT, with_tail=False)
+    most = _FRAME_SHARE * length(root)
     for node in root.xpath("//*[@hidden or @style or @aria-hidden='true']"):
-        if node.get("hidden") is not None or node.get("aria-hidden") == "true" or _HIDDEN.search(node.get("style", "")):
+        if node.tag in ("html", "body"):  # until scripts have run
+            continue
+        unseen = node.get("hidden") is not None or _unseen("".join(node.get("style", "").lower().split()))
+        if unseen or (node.get("aria-hidden") == "true" and length(node) <= most):  # all but an open dialogue may be
             _drop(node)
-    most = _FRAME_SHARE * _length(root)
+    for heading in root.xpath("//h2 | //h3 | //h4"):
+        around = heading.getparent()
+        if around is None or around.tag in _NEVER_FRAME or not _FRAME_HEADING.fullmatch(_text(heading)):
+            continue
+        if around.xpath("count(.//a)") >= 3 and length(around) <= most / 2:
+            _drop(around)
+
+
+def unframe(root: HtmlElement) -> None:
+    """Take what frames the page's text out of the tree: navigation, advertising, what else there is to read."""
+    etree.strip_elements(root, *_FRAME, with_tail=False)
+    most = _FRAME_SHARE * length(root)
     for node in root.xpath("//*[@class or @id or @role]"):
-        if node.tag in ("html", "body", "main", "article", "h1"):
+        if node.tag in _NEVER_FRAME:
             continue
         named = f"{node.get('class', '')} {node.get('id', '')}"
-        if (node.get("role") in _FRAME_ROLES or _FRAME_NAME.search(named)) and _length(node) <= most:
+        if (node.get("role") in _FRAME_ROLES or _FRAME_NAME.search(named)) and length(node) <= most:
             _drop(node)
+
+
+def core(root: HtmlElement) -> HtmlElement:
+    """Return the one element that calls itself the main part and holds most of the text, or the root."""
+    for path in ("//main | //*[@role='main']", "//article"):
+        found = root.xpath(path)
+        if len(found) == 1 and length(found[0]) >= _CORE_SHARE * length(root):
+            return found[0]
+    return root
 
 
 def lines(root: HtmlElement) -> Iterator[str]:
@@ -71,13 +132,41 @@ def lines(root: HtmlElement) -> Iterator[str]:
         yield line
 
 
-def tables(root: HtmlElement) -> Iterator[list[str]]:
-    """Yield the rows of every table that holds data: no further table inside, at least two cells somewhere."""
-    for table in root.iter("table"):
-        if table.find(".//table") is None:
-            found = list(lines(table))
-            if any(" | " in row for row in found):
-                yield found
+def tables(root: HtmlElement) -> Iterator[Table]:
+    """Yield every table that holds data: no further table inside, at least two cells somewhere."""
+    found = [table for table in root.iter("table") if table.find(".//table") is None]
+    around = _around(root) if found else root
+    for table in found:
+        rows = tuple(lines(table))
+        if any(" | " in row for row in rows):
+            named = f"{table.get('class', '')} {table.get('id', '')}"
+            yield Table(rows, bool(_FACTS.search(named)) or around in table.iterancestors())
+
+
+def _around(root: HtmlElement) -> HtmlElement:
+    """Return the smallest element that holds most of the page's text."""
+    node, most = root, _CORE_SHARE * length(root)
+    while (inner := next((one for one in node if isinstance(one.tag, str) and length(one) >= most), None)) is not None:
+        node = inner
+    return node
+
+
+def _unseen(style: str) -> bool:
+    """Whether an inline style, in lower case without white space, hides its element."""
+    if _HIDDEN.search(style) or ("overflow:hidden" in style and _SMALL.search(style)):
+        return True
+    colour, ground = _COLOUR.search(style), _GROUND.search(style)
+    if colour is None:
+        return False
+    return colour.group(1) == "transparent" or (ground is not None and _same(colour.group(1), ground.group(1)))
+
+
+def _same(colour: str, ground: str) -> bool:
+    return _NAMED.get(colour, colour) == _NAMED.get(ground, ground)
+
+
+def _text(node: HtmlElement) -> str:
+    return str(node.xpath("normalize-space(.)"))
 
 
 def _line(words: list[str]) -> str:
@@ -85,10 +174,11 @@ def _line(words: list[str]) -> str:
 
 
 def _is_short(cell: HtmlElement) -> bool:
-    return cell.find(".//table") is None and _length(cell) <= _CELL_CHARS
+    return cell.find(".//table") is None and length(cell) <= _CELL_CHARS
 
 
-def _length(node: HtmlElement) -> int:
+def length(node: HtmlElement) -> int:
+    """Count the characters of the text below an element, white space collapsed."""
     return int(node.xpath("string-length(normalize-space(.))"))
 
 

@@ -1,0 +1,90 @@
+"""How much of a page's main text is found, and how much else: dr_jax and trafilatura in several modes.
+
+In:    the pages of `extraction_pages`, or a folder of `NAME.html` with `NAME.txt` beside it (`--pages`)
+Out:   a table of precision, recall and F1 of four-word shingles, averaged over pages; `results/extraction.json`
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import trafilatura
+
+from benchmarks.extraction_pages import Sample, samples
+from benchmarks.result import Spread, write
+from dr_jax.web.extract import extract
+from dr_jax.web.page import Page
+
+_WORD = re.compile(r"[^\W\u3040-\u30ff\u4e00-\u9fff]+|[\u3040-\u30ff\u4e00-\u9fff]")  # a Chinese or Japanese sign is a word
+_LENGTH = 4
+
+
+def ours(html: str) -> str:
+    """Read with dr_jax."""
+    found = extract(html.encode(), "http://a.example/page", charset="utf-8")
+    return found.text if isinstance(found, Page) else ""
+
+
+def _peer(**options: bool) -> Callable[[str], str]:
+    return lambda html: trafilatura.extract(html, **options) or ""
+
+
+SIDES: dict[str, Callable[[str], str]] = {
+    "dr_jax": ours,
+    "trafilatura": _peer(),
+    "trafilatura, no comments": _peer(include_comments=False),
+    "trafilatura, precision": _peer(include_comments=False, favor_precision=True),
+    "trafilatura, recall": _peer(include_comments=False, favor_recall=True),
+    "trafilatura, fast": _peer(include_comments=False, fast=True),
+    "trafilatura, fast recall": _peer(include_comments=False, fast=True, favor_recall=True),
+    "trafilatura, no tables": _peer(include_comments=False, include_tables=False),
+}
+
+
+def shingles(text: str) -> Counter[tuple[str, ...]]:
+    """Count every run of four words; the whole text where it is shorter."""
+    words = _WORD.findall(text.lower())
+    return Counter(tuple(words[at : at + _LENGTH]) for at in range(max(1, len(words) - _LENGTH + 1))) if words else Counter()
+
+
+def agreement(text: str, gold: str) -> tuple[float, float, float]:
+    """Return precision, recall and F1 of a text's shingles."""
+    found, wanted = shingles(text), shingles(gold)
+    shared = (found & wanted).total()
+    precision, recall = shared / max(1, found.total()), shared / max(1, wanted.total())
+    return precision, recall, 2 * precision * recall / max(1e-9, precision + recall)
+
+
+def _of_folder(folder: Path) -> list[Sample]:
+    pages = sorted(folder.glob("*.html"))
+    return [Sample(one.stem, one.read_text("utf-8"), one.with_suffix(".txt").read_text("utf-8")) for one in pages]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pages", type=Path, help="a folder of NAME.html and NAME.txt, in place of our own pages")
+    parser.add_argument("--each", action="store_true", help="print the F1 of every page")
+    asked = parser.parse_args()
+    pages = _of_folder(asked.pages) if asked.pages else samples()
+    sides = {}
+    for side, read in SIDES.items():
+        scores = [agreement(read(page.html), page.gold) for page in pages]
+        precision, recall, f1 = (sum(column) / len(pages) for column in zip(*scores, strict=True))
+        print(f"{side:28} precision {precision:.4f}  recall {recall:.4f}  F1 {f1:.4f}  over {len(pages)} pages")
+        sides[side] = Spread.of([score[2] for score in scores], "F1 of a page")
+        if asked.each:
+            print(
+                "   "
+                + ", ".join(f"{page.name} {score[2]:.2f}" for page, score in zip(pages, scores, strict=True) if score[2] < 0.97)
+            )
+    if not asked.pages:
+        write("extraction", sides)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+import runpy
+import zlib
+from pathlib import Path
+
+import pytest
+
+from dr_jax.web.extract import extract
+from dr_jax.web.page import Page, WebError
+from dr_jax.web.workers import Extractors, ExtractSettings
+
+MAKE = runpy.run_path(str(Path(__file__).parent / "pages" / "make.py"))["pdf"]
+REPORT = MAKE([["The quay is long, and was re-", "built in 1931."], [], ["It has two cranes."]], "A report", "19320115")
+
+
+def read(body: bytes, content_type: str = "application/pdf") -> Page | WebError:
+    return extract(body, "http://a.org/report.pdf", content_type)
+
+
+@pytest.mark.parametrize("content_type", ["application/pdf", "application/x-pdf", ""])
+def test_title_date_and_pages(content_type: str) -> None:
+    expected = "The quay is long, and was rebuilt in 1931.\n\nIt has two cranes."
+    assert read(REPORT, content_type) == Page(
+        "http://a.org/report.pdf", "A report", expected, (), "application/pdf", date="1932-01-15"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", "protocol"),
+        (b"%PDF-1.7", "protocol"),
+        (b"%PDF-1.4\n" + bytes(range(256)) * 40, "protocol"),
+        (b"<html>not found</html>", "protocol"),
+        (MAKE([[]], "Nothing", "20200101"), "empty"),  # as a scan is
+        (REPORT.replace(b"/Info", b"/Encrypt << /Filter /Standard /V 2 /R 3 /P -4 /O (x) /U (y) >> /Info"), "denied"),
+    ],
+)
+def test_what_cannot_be_read(body: bytes, kind: str) -> None:
+    found = read(body)
+    assert isinstance(found, WebError), found
+    assert found.kind == kind
+
+
+def test_a_cut_file_gives_what_can_be_saved_or_an_error() -> None:
+    for end in range(0, len(REPORT), 37):
+        found = read(REPORT[:end])
+        assert isinstance(found, WebError) or "quay" in found.text or "cranes" in found.text
+
+
+def bomb(size: int) -> bytes:
+    """A page whose drawing unpacks to so many bytes."""
+    packed = zlib.compress(b"BT /F1 12 Tf (boom) Tj ET " * (size // 26), 9)
+    head = MAKE([["X"]], "Bomb", "20200101")
+    start = head.index(b"5 0 obj")
+    stream = b"5 0 obj\n<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream\nendobj\n" % (len(packed), packed)
+    return head[:start] + stream + b"trailer << /Size 6 /Root 1 0 R >>\n%%EOF"
+
+
+async def test_a_bomb_is_stopped_and_the_worker_goes_on() -> None:
+    async with Extractors(ExtractSettings(memory_mb=512, timeout_s=30.0)) as pool:
+        before = pool.pids
+        found = await pool.extract(bomb(200 << 20), "http://a.org/b.pdf", "application/pdf", "")
+        assert isinstance(found, WebError)
+        page = await pool.extract(REPORT, "http://a.org/r.pdf", "application/pdf", "")
+        assert isinstance(page, Page)
+        assert pool.pids == before
