@@ -2,7 +2,7 @@
 
 In:    a Recipe; whoever judges questions and whoever answers them without tools, where the recipe asks for that
 Out:   `train.parquet`, `dev.parquet`, `manifest.json`, `report.md`, `dropped.jsonl`, `leakage.jsonl` in the recipe's directory
-Holds: the same recipe and inputs give the same questions in the same order; nothing is filtered that is not needed; a build
+Holds: the same recipe and inputs give the same questions in the same order; filters see no more than the draw needs; a build
        that was stopped asks nobody twice, because every decision is in `journal.sqlite`
 """
 

@@ -236,6 +236,7 @@ async def test_the_reference_file_passes_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 async def test_eighty_thousand_twice_the_same(tmp_path: Path) -> None:
     bulk.write(tmp_path / "raw", 80_000)
     first = await build(recipe(tmp_path / "raw", tmp_path / "a", size=80_000, dev=512))
