@@ -394,15 +394,13 @@ _KINDS: tuple[Callable[[Writer, str], str], ...] = (
 _IN_LANGUAGES = (news, blog)
 
 
-def samples(copies: int = 1) -> list[Sample]:
-    """Return every kind of page in English, and news and blogs in seven languages more."""
+def samples(draw: int = 0) -> list[Sample]:
+    """Return every kind of page in English, and news and blogs in seven languages more; other words for every draw."""
     found = []
-    for copy in range(copies):
-        asked = [(kind, "en") for kind in _KINDS] + [(_IN_LANGUAGES[n % 2], code) for n, code in enumerate(_FOREIGN)]
-        for kind, language in asked:
-            writer = Writer(f"{kind.__name__}/{language}/{copy}", language)
-            title = " ".join(writer.noise().split()[:6]).strip(",.;。")
-            writer.gold.clear()
-            page = kind(writer, title)
-            found.append(Sample(f"{kind.__name__}-{language}-{copy}", page, "\n".join(writer.gold)))
+    asked = [(kind, "en") for kind in _KINDS] + [(_IN_LANGUAGES[n % 2], code) for n, code in enumerate(_FOREIGN)]
+    for kind, language in asked:
+        writer = Writer(f"{kind.__name__}/{language}/{draw}", language)
+        title = " ".join(writer.noise().split()[:6]).strip(",.;。")
+        page = kind(writer, title)
+        found.append(Sample(f"{kind.__name__}-{language}", page, "\n".join(writer.gold)))
     return found

@@ -80,13 +80,15 @@ async def test_search_then_open(site: Site, make_web: MakeWeb) -> None:
         *(("not an address", "bad_url"), ("ftp://a.org/", "bad_url"), ("http://127.0.0.1/", "refused")),
         *(("http://169.254.169.254/latest", "refused"), ("http://metadata.google.internal/", "refused")),
         *(
-            ("http://w.littleweb/pdf", "unsupported"),
+            ("http://w.littleweb/zip", "unsupported"),
+            ("http://w.littleweb/pdf", "protocol"),
             ("http://w.littleweb/500", "server"),
             ("http://w.littleweb/noise", "protocol"),
         ),
     ],
 )
 async def test_the_askers_mistakes_and_bad_pages_are_observations(url: str, kind: str, site: Site, web: Web) -> None:
+    site.page("/zip", b"PK", Content_Type="application/zip")
     site.page("/pdf", b"%PDF", Content_Type="application/pdf")
     site.page("/500", "x", 500)
     site.page("/noise", random.Random(0).randbytes(2048), Content_Type="text/html")
