@@ -135,7 +135,7 @@ def _read_html(markup: str, url: str) -> _Read:
         return _Read("", "")
     _join(root)
     title, links, told = _title(root), _links(root, url), notice.linked_data(root)
-    date, wall, scripts = notice.published(root, told), notice.walled(root), root.find(".//script") is not None
+    date, wall, scripts = notice.published(root, told), notice.walled(root, markup), root.find(".//script") is not None
     if any("depth" in error.message for error in parser.error_log):  # libxml2 dropped the rest: read it as flat text
         return _Read(title, BeautifulSoup(markup, "lxml").get_text("\n", strip=True), links, date)
     strip(root)
@@ -229,12 +229,15 @@ def _links(root: HtmlElement, url: str) -> tuple[tuple[str, str], ...]:
 
 def _absolute(base: str, href: str) -> str:
     """Return the http or https address that a link leads to, or ""."""
+    href = href.strip()
+    if not href or href.startswith("#"):
+        return ""
     try:
-        address = urljoin(base, href.strip()).partition("#")[0]
-        usable = href.strip() and urlsplit(address).scheme in ("http", "https") and len(address) <= _MAX_URL
+        address = urljoin(base, href).partition("#")[0]
+        scheme = urlsplit(address).scheme
     except ValueError:  # an address that is none
         return ""
-    return address if usable else ""
+    return address if scheme in ("http", "https") and len(address) <= _MAX_URL else ""
 
 
 def _text(node: HtmlElement) -> str:

@@ -24,13 +24,10 @@ _LD_DATE = re.compile(r'"(?:datePublished|dateCreated|uploadDate)"\s*:\s*"([^"]{
 _LOOKED_AT = 200_000
 _LD_BODY = re.compile(r'"articleBody"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _LD_LOCKED = re.compile(r'"isAccessibleForFree"\s*:\s*"?false\b', re.IGNORECASE)
-_DATED = (
-    "//meta[@property='article:published_time' or @property='og:article:published_time']/@content",
-    "//meta[@itemprop='datePublished']/@content | //*[@itemprop='datePublished']/@datetime",
-    "//meta[@name='date' or @name='pubdate' or @name='publish-date' or @name='DC.date' or @name='dcterms.date'"
-    " or @name='DC.date.issued' or @name='citation_publication_date' or @name='parsely-pub-date']/@content",
-    "//time[@pubdate]/@datetime | //article//time/@datetime | //header//time/@datetime | //main//time/@datetime",
-)
+_DATED = {
+    *("article:published_time", "og:article:published_time", "datepublished", "date", "pubdate", "publish-date"),
+    *("dc.date", "dc.date.issued", "dcterms.date", "citation_publication_date", "parsely-pub-date"),
+}
 _ASKS = re.compile(
     r"\b(?:subscribe|sign (?:in|up)|log ?in|register|join|upgrade|become an? (?:\w+ )?(?:member|subscriber))\b.{0,60}?\bto "
     r"(?:continue|keep|finish|unlock|read (?:on|more|the (?:full|rest|whole)|this (?:full )?(?:article|story)))\b"
@@ -45,9 +42,27 @@ _ASKS = re.compile(
     r"|доступн\w+ только подписчикам|только для подписчиков|有料会員限定|会員限定記事|残り\s*[\d０-９,]+\s*文字",
     re.IGNORECASE,
 )
+# One of them is in whatever the expression finds, and hardly a page has one; looking for them is much faster.
+_ASKING_WORDS = (
+    *("to continue", "to keep", "to finish", "to unlock", "to read", "reserved for", "subscribers", "members", "paying"),
+    *(
+        "already a",
+        "free article",
+        "free stor",
+        "abonn",
+        "weiterlesen",
+        "suscri",
+        "suscrí",
+        "assinantes",
+        "подписчик",
+        "会員",
+        "残り",
+    ),
+)
 _WALL = re.compile(
     r"(?:^|[\s_-])(?:pay-?wall|regwall|meter-?wall|subscri(?:be|ber|ption)-?(?:wall|prompt|gate))(?:$|[\s_-])", re.I
 )
+_WALL_WORD = re.compile(r"(?i:wall|subscri\w*-?(?:prompt|gate))")
 _NEEDS_SCRIPTS = re.compile(
     r"(?:enable|turn on|activate|requires?|needs?|without) java ?script|java ?script (?:is|must be|has to be) "
     r"(?:disabled|required|enabled|turned on)|checking your browser|just a moment\b|^loading\W{0,6}$",
@@ -60,10 +75,14 @@ def published(root: HtmlElement, linked_data: str) -> str:
     for text in _LD_DATE.findall(linked_data):
         if day := _day(text):
             return day
-    for path in _DATED:
-        for text in root.xpath(path):
-            if day := _day(text):
-                return day
+    for node in root.iter("meta", "time"):
+        if node.tag == "meta":
+            named = (node.get("property") or node.get("name") or node.get("itemprop") or "").lower()
+            text = node.get("content") if named in _DATED else None
+        else:
+            text = node.get("datetime") if _of_the_page(node) else None
+        if text and (day := _day(text)):
+            return day
     return ""
 
 
@@ -74,14 +93,17 @@ def linked_data(root: HtmlElement) -> str:
     )
 
 
-def walled(root: HtmlElement) -> bool:
+def walled(root: HtmlElement, markup: str) -> bool:
     """Whether some element calls itself a paywall."""
+    if not _WALL_WORD.search(markup):
+        return False
     return any(_WALL.search(f"{node.get('class', '')} {node.get('id', '')}") for node in root.xpath("//*[@class or @id]"))
 
 
 def asks(root: HtmlElement) -> bool:
     """Whether some line of what is seen asks to subscribe, or to sign in, before it goes on."""
-    if not _ASKS.search(root.text_content()[:_LOOKED_AT]):
+    text = root.text_content()[:_LOOKED_AT].lower()
+    if not any(word in text for word in _ASKING_WORDS) or not _ASKS.search(text):
         return False
     return any(_is_asking(line) for line in lines(root))
 
@@ -115,6 +137,13 @@ def article_body(linked: str) -> str:
     except ValueError:
         return ""
     return re.sub(r"<[^<>]{1,200}>", " ", unescape(text))
+
+
+def _of_the_page(time: HtmlElement) -> bool:
+    """Whether a time is the page's own, and not that of a comment, or of what else there is to read."""
+    if time.get("pubdate") is not None or time.get("itemprop") == "datePublished":
+        return True
+    return any(one.tag in ("article", "header", "main") for one in time.iterancestors())
 
 
 def _is_asking(line: str) -> bool:
