@@ -72,7 +72,7 @@ class Writer:
         return f"<{tag}{' ' + attributes if attributes else ''}>{text}</{tag}>"
 
     def body(self, paragraphs: int = 8) -> str:
-        return "".join(self.say(sentences=self._rng.randint(2, 5)) for _ in range(paragraphs))
+        return "".join(self.say(sentences=self._rng.randint(2, 5)) for _ in range(round(1.7 * paragraphs)))
 
     def heading(self, tag: str = "h2") -> str:
         return self.put(" ".join(self.sentence().split()[:5]).strip(",.;"), tag)
@@ -92,14 +92,30 @@ def _links(w: Writer, count: int, each: Callable[[str], str] = lambda text: f"<l
 
 
 def _nav(w: Writer) -> str:
-    return f"<header class='site-header'><a href='/' class='logo'>The Velmora Courier</a><nav><ul>{_links(w, 9, short=True)}</ul></nav></header>"
+    menu = "".join(
+        f"<li class='menu-item'><a href='/s{n}'>{' '.join(w.noise().split()[:2])}</a><ul class='sub-menu'>{_links(w, 7, short=True)}</ul></li>"
+        for n in range(8)
+    )
+    return (
+        "<header class='site-header'><a href='/' class='logo'>The Velmora Courier</a><form action='/find'><input name=q><button>Find"
+        f"</button></form><nav class='main-nav'><ul>{menu}</ul></nav></header>"
+    )
 
 
 def _foot(w: Writer) -> str:
-    return (
-        f"<footer class='site-footer'><ul>{_links(w, 7, short=True)}</ul><p>© 2024 Velmora Press. All rights reserved. {w.noise()}</p>"
-        "</footer>"
+    columns = "".join(
+        f"<div class='footer-col'><h4>{' '.join(w.noise().split()[:2])}</h4><ul>{_links(w, 8, short=True)}</ul></div>"
+        for _ in range(4)
     )
+    return f"<footer class='site-footer'>{columns}<p>© 2024 Velmora Press. All rights reserved. {w.noise()}</p></footer>"
+
+
+def _machinery(title: str) -> str:
+    """Styles, scripts and state, which are most of what a page of today is made of."""
+    style = "".join(f".c{n}-{n * 37 % 101}{{margin:{n % 9}px;color:#{n * 7919 % 0xFFFFFF:06x}}}" for n in range(250))
+    state = ",".join(f'"k{n}":{{"id":{n * 7919},"seen":{str(n % 2 == 0).lower()},"title":"{title} {n}"}}' for n in range(200))
+    meta = "".join(f"<meta property='og:thing{n}' content='{title}'><link rel='preload' href='/a/{n}.js'>" for n in range(15))
+    return f"{meta}<style>{style}</style><script>window.__STATE__={{{state}}};</script>"
 
 
 def _cookies() -> str:
@@ -118,7 +134,7 @@ def _card(w: Writer) -> str:
 def _page(title: str, body: str, head: str = "", lang: str = "en") -> str:
     return (
         f"<!doctype html><html lang='{lang}'><head><meta charset='utf-8'><title>{title} - The Velmora Courier</title>"
-        f"<meta property='og:title' content='{title}'>{head}<style>.x{{}}</style></head><body>{body}<script>track();</script></body></html>"
+        f"<meta property='og:title' content='{title}'>{head}{_machinery(title)}</head><body>{body}<script>track();</script></body></html>"
     )
 
 

@@ -13,6 +13,7 @@ import copy
 import logging
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -25,7 +26,7 @@ from trafilatura.settings import Extractor
 from dr_jax.web import feed, notice, pdf
 from dr_jax.web.charset import decode
 from dr_jax.web.page import PDF, Page, WebError, encoded, readable
-from dr_jax.web.visible import core, length, lines, strip, tables, unframe
+from dr_jax.web.visible import core, length, lines, strip, tables, trim, unframe
 
 _MAX_CHARS = 2_000_000  # of markup
 _MAX_TEXT = 500_000
@@ -45,6 +46,11 @@ _UNSEEN = re.compile(
 )
 _NOISE = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufffd]")
 _FEED = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,2000}?-->\s*|<\?[^>]{0,300}>\s*)*<(?:rss|feed|rdf:RDF)\b", re.DOTALL)
+# From the root, or from a host, and nothing to be resolved in it: no dots between slashes, no brackets, no spaces.
+_PLAIN = re.compile(r"(?:https?://[a-z0-9.-]+)?(?:/[^\s./\\\[\]][^\s/\\\[\]]*)+/?")
+_ENOUGH = 0.5  # share of the text without frame that is not worth a second look
+_FAST = Extractor(fast=True, comments=False, tables=True)
+_SLOW = Extractor(comments=False, tables=True)
 _RULE = re.compile(r"^\|?(?:\s*:?-+:?\s*\|)+\s*$")
 
 logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it warns of every page that it finds nothing in
@@ -171,24 +177,32 @@ def _main(root: HtmlElement) -> str:
     trafilatura gets the page with its frame, by which it was tuned; what is left without the frame tells whether there is
     anything to choose from, and is the answer where trafilatura has none.
     """
-    framed = copy.deepcopy(root)
+    whole = copy.deepcopy(root)
+    trim(root)
+    trimmed = copy.deepcopy(root)
     unframe(root)
     size, elements = length(root), root.xpath("count(//*)")
     if size <= _SHORT or elements > _MAX_ELEMENTS:
         return "\n".join(lines(core(root)))
     found = list(tables(root))
     tabular = sum(len(row) for table in found for row in table.rows) > _TABULAR * size
-    main = "" if tabular else _of_trafilatura(framed)
+    main = "" if tabular else _of_trafilatura(trimmed, whole, size)
     if len(main) < _LITTLE:
         return "\n".join(lines(core(root)))
     lost = [row for table in found if table.belongs and not _tells(main, table.rows) for row in table.rows]
     return "\n".join((main, *lost))
 
 
-def _of_trafilatura(root: HtmlElement) -> str:
-    """Return what trafilatura takes for the main text; `benchmarks/extraction.py` compares its modes."""
-    found = extract_main(root, options=Extractor(comments=False, tables=True)) or ""
-    kept = (line for line in found.splitlines() if not _RULE.match(line))
+def _of_trafilatura(trimmed: HtmlElement, whole: HtmlElement, size: int) -> str:
+    """Return what trafilatura takes for the main text; `benchmarks/extraction.py` compares its modes.
+
+    Its fast mode is its own rules. Where they give less than half of what is there, its slow mode may say better: it takes
+    another algorithm's text where that is twice as long, and tries again with laxer rules where it has too little.
+    """
+    main = extract_main(trimmed, options=_FAST) or ""
+    if len(main) < _ENOUGH * size:
+        main = extract_main(whole, options=_SLOW) or ""
+    kept = (line for line in main.splitlines() if not _RULE.match(line))
     return "\n".join(line.strip("| ") if line.startswith("|") else line for line in kept)
 
 
@@ -233,11 +247,22 @@ def _absolute(base: str, href: str) -> str:
     if not href or href.startswith("#"):
         return ""
     try:
-        address = urljoin(base, href).partition("#")[0]
-        scheme = urlsplit(address).scheme
+        if _PLAIN.fullmatch(href):  # most links; joining an address by its parts takes longer than reading the page's text
+            address = href if href[0] != "/" else _origin(base) + href
+        else:
+            address = urljoin(base, href)
+            if urlsplit(address).scheme not in ("http", "https"):
+                return ""
     except ValueError:  # an address that is none
         return ""
-    return address if scheme in ("http", "https") and len(address) <= _MAX_URL else ""
+    address = address.partition("#")[0]
+    return address if address.startswith("http") and len(address) <= _MAX_URL else ""
+
+
+@lru_cache(maxsize=64)
+def _origin(base: str) -> str:
+    parts = urlsplit(base)
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme in ("http", "https") else ""
 
 
 def _text(node: HtmlElement) -> str:

@@ -7,7 +7,7 @@ Holds: a failure is another type than an empty result; an empty tuple of hits me
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Kind = Literal[
@@ -110,6 +110,9 @@ class Page:
             raise ValueError("a page needs a url")
 
 
+_FIELDS = tuple(field.name for field in fields(Page))
+
+
 def readable(content_type: str) -> bool:
     """Whether a content type (lower case, without parameters) can be made a page of; an empty one is looked into."""
     return (
@@ -121,7 +124,9 @@ def readable(content_type: str) -> bool:
 
 def encoded(found: Page | WebError) -> dict[str, Any]:
     """Turn a page or an error into values that JSON can hold."""
-    return asdict(found)
+    if isinstance(found, WebError):
+        return {"kind": found.kind, "message": found.message}
+    return {field: getattr(found, field) for field in _FIELDS}  # without copying every link, as `asdict` does
 
 
 def decoded(content: Mapping[str, Any]) -> Page | WebError:

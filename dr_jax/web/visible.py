@@ -1,8 +1,8 @@
 """Read a parsed page as a person sees it: blocks as lines, table rows as `cell | cell`, without what frames the page.
 
 In:    an lxml tree
-Out:   `strip` takes out what is not seen, `unframe` what is no page's own text; `core` is the element that holds the rest;
-       `lines` gives it from top to bottom, `tables` each table's rows
+Out:   `strip` takes out what is not seen, `trim` and `unframe` what is not the page's own text; `core` is the element that
+       holds the rest; `lines` gives it from top to bottom, `tables` each table's rows
 Drops: scripts, forms, navigation, footers, hidden elements, and what its class or id calls advertising or a banner
 """
 
@@ -70,7 +70,7 @@ class Table:
 
 
 def strip(root: HtmlElement) -> None:
-    """Take what nobody sees out of the tree, and lists of what else there is to read. The tree is changed in place."""
+    """Take out what nobody sees, and lists under a heading such as "Most read". The tree is changed in place."""
     etree.strip_elements(root, *_NOT_TEXT, with_tail=False)
     most = _FRAME_SHARE * length(root)
     for node in root.xpath("//*[@hidden or @style or @aria-hidden='true']"):
@@ -87,9 +87,13 @@ def strip(root: HtmlElement) -> None:
             _drop(around)
 
 
-def unframe(root: HtmlElement) -> None:
-    """Take what frames the page's text out of the tree: navigation, advertising, what else there is to read."""
+def trim(root: HtmlElement) -> None:
+    """Take out the elements whose very name says that they are not the page's text: navigation, footers, buttons."""
     etree.strip_elements(root, *_FRAME, with_tail=False)
+
+
+def unframe(root: HtmlElement) -> None:
+    """Take out what only its class, id or role calls navigation, advertising, or something else to read."""
     most = _FRAME_SHARE * length(root)
     for node in root.xpath("//*[@class or @id or @role]"):
         if node.tag in _NEVER_FRAME:

@@ -1,0 +1,144 @@
+"""Pages per second: dr_jax fetches, extracts and reads; trafilatura, in a bare process pool, extracts what it is handed.
+
+In:    pages of littleweb and of `extraction_pages`, served on loopback by a third process on the same cores
+Out:   a line for each set of pages; `results/web_pages.json` for both, `web_pages_littleweb.json`, `web_pages_saved.json`
+Holds: both sides have as many processes; rounds alternate after a warm-up; nothing is remembered from one round to the next
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import trafilatura
+from aiohttp import web
+
+from benchmarks.extraction_pages import samples
+from benchmarks.result import Spread, write
+from dr_jax.agent.reader import ExtractiveReader, ReaderSettings, Task
+from dr_jax.littleweb.pages import Pages
+from dr_jax.littleweb.world import WorldSettings, build
+from dr_jax.tokens.policy import RequestKey
+from dr_jax.web.guard import AllowedHost
+from dr_jax.web.page import Page
+from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.workers import ExtractSettings
+
+_IN_FLIGHT = 64
+_KEY = RequestKey(run=0, question="benchmark", sibling=0, turn=0, purpose="read")
+_TASK = Task("Which bridge did the council of Velmora build?", "When was the bridge near Velmora built?")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A page as it is sent."""
+
+    body: bytes
+    content_type: str
+
+
+def littleweb(count: int) -> list[Served]:
+    """Return pages of every site of littleweb."""
+    pages = Pages(build(WorldSettings(seed=11, entities=400)))
+    addresses = pages.addresses()
+    found = [pages.get(host, path) for host, path in addresses[:: max(1, len(addresses) // count)]]
+    return [Served(one.body, one.content_type) for one in found[:count]]
+
+
+def saved(count: int) -> list[Served]:
+    """Return pages of every kind that the extraction is measured on."""
+    found = [page for draw in range(1 + count // 36) for page in samples(draw)]
+    return [Served(page.html.encode(), "text/html; charset=utf-8") for page in found[:count]]
+
+
+def _serve(pages: list[Served], port: Connection) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        page = pages[int(request.match_info["number"])]
+        return web.Response(body=page.body, headers={"Content-Type": page.content_type})
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_get("/{number}", answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port.send(runner.addresses[0][1])
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+async def _ours(http: Web, reader: ExtractiveReader, numbers: Sequence[int], turn: int) -> float:
+    """Open and read pages, some at a time; return pages per second."""
+    places = asyncio.Semaphore(_IN_FLIGHT)
+
+    async def one(number: int) -> None:
+        async with places:
+            page = await http.open(f"http://pages.here/{number}?turn={turn}")
+            if not isinstance(page, Page):
+                raise RuntimeError(f"page {number}: {page}")
+            await reader.read(page, _TASK, _KEY)
+
+    start = time.perf_counter()
+    await asyncio.gather(*(one(number) for number in numbers))
+    return len(numbers) / (time.perf_counter() - start)
+
+
+def _theirs(pool: ProcessPoolExecutor, bodies: Sequence[bytes]) -> float:
+    start = time.perf_counter()
+    found = list(pool.map(trafilatura.extract, bodies, chunksize=8))
+    assert len(found) == len(bodies)
+    return len(bodies) / (time.perf_counter() - start)
+
+
+async def measure(pages: list[Served], sets: dict[str, Sequence[int]], rounds: int, workers: int, port: int) -> None:
+    """Alternate the two sides over each set, and write what came out."""
+    allowed = AllowedHost("pages.here", "127.0.0.1", port)
+    settings = WebSettings(extract=ExtractSettings(workers=workers), memory_mb=1)
+    context = multiprocessing.get_context("spawn")
+    reader = ExtractiveReader(ReaderSettings())
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        async with Web(settings, allow=[allowed]) as http:
+            for name, numbers in sets.items():
+                mine, peer = list[float](), list[float]()
+                for turn in range(rounds + 1):
+                    mine.append(await _ours(http, reader, numbers, turn))
+                    peer.append(await asyncio.to_thread(_theirs, pool, [pages[number].body for number in numbers]))
+                sides = {
+                    "dr_jax: fetch, extract, read": Spread.of(mine[1:], "pages/s"),
+                    "trafilatura in a process pool": Spread.of(peer[1:], "pages/s"),
+                }
+                write(name, sides, ("trafilatura", "lxml", "aiohttp"))
+                for side, spread in sides.items():
+                    print(f"{name:22} {side:32} {spread.median:7.1f} pages/s  ({spread.min:.1f} to {spread.max:.1f})")
+
+
+def main() -> None:
+    """Serve, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pages", type=int, default=216, help="of each of the two sets")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    first, second = littleweb(asked.pages), saved(asked.pages)
+    pages = first + second
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(pages, there), daemon=True)
+    server.start()
+    try:
+        everything, cut = range(len(pages)), len(first)
+        sets = {"web_pages_littleweb": everything[:cut], "web_pages_saved": everything[cut:], "web_pages": everything}
+        asyncio.run(measure(pages, sets, asked.rounds, asked.workers, here.recv()))
+    finally:
+        server.terminate()
+        server.join()
+
+
+if __name__ == "__main__":
+    main()
