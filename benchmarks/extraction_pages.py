@@ -64,7 +64,17 @@ class Writer:
 
     def say(self, tag: str = "p", sentences: int = 4, attributes: str = "") -> str:
         """Write main text in an element."""
-        return self.put(self.words(sentences), tag, attributes)
+        text = self.words(sentences)
+        self.gold.append(text)
+        return f"<{tag}{' ' + attributes if attributes else ''}>{self._marked(text)}</{tag}>"
+
+    def _marked(self, text: str) -> str:
+        """Make links and emphasis of some words, as editors do."""
+        words = text.split()
+        for at in range(5, len(words) - 4, 19):
+            opened, closed = (f"<a href='/w/{at}{len(words)}'>", "</a>") if self._rng.random() < 0.6 else ("<em>", "</em>")
+            words[at], words[at + 2] = opened + words[at], words[at + 2] + closed
+        return " ".join(words)
 
     def put(self, text: str, tag: str = "p", attributes: str = "") -> str:
         """Put main text into an element."""
@@ -72,7 +82,7 @@ class Writer:
         return f"<{tag}{' ' + attributes if attributes else ''}>{text}</{tag}>"
 
     def body(self, paragraphs: int = 8) -> str:
-        return "".join(self.say(sentences=self._rng.randint(2, 5)) for _ in range(round(1.7 * paragraphs)))
+        return "".join(self.say(sentences=self._rng.randint(2, 5)) for _ in range(round(2.5 * paragraphs)))
 
     def heading(self, tag: str = "h2") -> str:
         return self.put(" ".join(self.sentence().split()[:5]).strip(",.;"), tag)
@@ -94,7 +104,7 @@ def _links(w: Writer, count: int, each: Callable[[str], str] = lambda text: f"<l
 def _nav(w: Writer) -> str:
     menu = "".join(
         f"<li class='menu-item'><a href='/s{n}'>{' '.join(w.noise().split()[:2])}</a><ul class='sub-menu'>{_links(w, 7, short=True)}</ul></li>"
-        for n in range(8)
+        for n in range(10)
     )
     return (
         "<header class='site-header'><a href='/' class='logo'>The Velmora Courier</a><form action='/find'><input name=q><button>Find"
@@ -126,8 +136,11 @@ def _cookies() -> str:
 
 
 def _card(w: Writer) -> str:
+    number = w.number(999)
     return (
-        f"<div class='card'><a href='/c{w.number(999)}'><h3>{' '.join(w.noise().split()[:8])}</h3></a><p>{w.noise()}</p></div>"
+        f"<div class='card'><a class='card__image' href='/c{number}'><img src='/{number}.jpg' alt=''></a><div class='card__text'>"
+        f"<span class='card__tag'>Town</span><a href='/c{number}'><h3>{' '.join(w.noise().split()[:8])}</h3></a><p>{w.noise()}</p>"
+        f"<span class='card__date'>{1 + number % 28} May</span></div></div>"
     )
 
 

@@ -237,7 +237,7 @@ def _links(root: HtmlElement, url: str) -> tuple[tuple[str, str], ...]:
             break
         address = _absolute(base, anchor.get("href") or "")
         if address and address != url and not found.get(address):
-            found[address] = _line(_text(anchor))[:200]
+            found[address] = _line(_text(anchor) if len(anchor) else anchor.text or "")[:200]
     return tuple((text, address) for address, text in found.items())
 
 

@@ -96,7 +96,7 @@ def linked_data(root: HtmlElement) -> str:
 def walled(root: HtmlElement, markup: str) -> bool:
     """Whether some element calls itself a paywall."""
     text = markup.lower()
-    if not any(word in text for word in _WALL_WORDS):
+    if ("wall" not in text and "subscri" not in text) or not any(word in text for word in _WALL_WORDS):
         return False
     return any(_WALL.search(f"{node.get('class', '')} {node.get('id', '')}") for node in root.xpath("//*[@class or @id]"))
 

@@ -26,6 +26,7 @@ from dr_jax.web.worker import ANSWER, REQUEST
 _LOG = logger(__name__)
 _TASK = "dr_jax.web.extract:work"
 _GRACE_S = 5.0  # after its time the worker is killed by us; this much later the kernel does it, should we be gone
+_MOST = 8
 _STARTS = 3  # in a row that may fail
 _MAX_ANSWER = 64 << 20
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "SYSTEMROOT")
@@ -37,7 +38,7 @@ class ExtractSettings:
     """The processes that read pages.
 
     Args:
-        workers: how many.
+        workers: how many at most; they are started when they are needed. 0 is one for every core, up to eight.
         timeout_s: for one page.
         memory_mb: address space of a worker.
         pages: after how many a worker is replaced, so that leaks stay small.
@@ -45,7 +46,7 @@ class ExtractSettings:
         queue_s: how long a page may wait.
     """
 
-    workers: int = 1
+    workers: int = 0
     timeout_s: float = 10.0
     memory_mb: int = 1024
     pages: int = 5_000
@@ -53,11 +54,23 @@ class ExtractSettings:
     queue_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("workers", "timeout_s", "pages", "queue", "queue_s"):
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; a number of processes is needed, or 0 for one for every core")
+        for name in ("timeout_s", "pages", "queue", "queue_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
         if self.memory_mb < 256:
             raise ValueError(f"memory_mb is {self.memory_mb}; the parser alone needs 256")
+
+    @property
+    def places(self) -> int:
+        """How many processes there may be on this machine."""
+        if self.workers:
+            return self.workers
+        try:
+            return min(len(os.sched_getaffinity(0)), _MOST)
+        except AttributeError:  # not on macOS or Windows
+            return min(os.cpu_count() or 1, _MOST)
 
 
 class _Worker:
@@ -142,14 +155,15 @@ class Extractors:
 
     def __init__(self, settings: ExtractSettings, task: str = _TASK) -> None:
         self._settings, self._task = settings, task
-        self._places = asyncio.Semaphore(settings.workers * (1 + settings.queue))
+        self._places = asyncio.Semaphore(settings.places * (1 + settings.queue))
         self._free: asyncio.LifoQueue[_Worker | None] = asyncio.LifoQueue()  # None: a place whose process is to be started
         self._workers: set[_Worker] = set()
 
     async def __aenter__(self) -> Extractors:
         try:
-            for _ in range(self._settings.workers):  # they load their libraries while the first pages are fetched
-                self._free.put_nowait(await self._start())
+            for _ in range(self._settings.places - 1):
+                self._free.put_nowait(None)
+            self._free.put_nowait(await self._start())  # it loads its libraries while the first page is fetched
         except BaseException as error:
             await self.__aexit__()
             if isinstance(error, OSError):

@@ -120,6 +120,17 @@ async def test_pages_wait_for_a_worker_and_workers_are_renewed(tasks: str) -> No
         assert len(pool.pids) <= 2
 
 
+async def test_workers_are_started_when_they_are_needed(tasks: str) -> None:
+    async with Extractors(ExtractSettings(workers=3), tasks) as pool:
+        for _ in range(3):
+            await pool.do({}, b"")
+        assert len(pool.pids) == 1
+        await asyncio.gather(*(pool.do({}, b"large") for _ in range(6)))
+        assert len(pool.pids) == 3
+    assert ExtractSettings(workers=3).places == 3
+    assert 1 <= ExtractSettings().places <= 8
+
+
 async def test_a_full_pool_is_the_worlds_failure(tasks: str) -> None:
     async with Extractors(ExtractSettings(workers=1, timeout_s=2.0, queue=1, queue_s=0.8), tasks) as pool:
         await pool.do({}, b"")
@@ -192,6 +203,6 @@ def test_any_kind_of_program_may_start_workers(how: str, tmp_path: Path) -> None
 
 
 def test_settings_are_checked() -> None:
-    for wrong in ({"workers": 0}, {"timeout_s": 0.0}, {"memory_mb": 10}):
+    for wrong in ({"workers": -1}, {"timeout_s": 0.0}, {"memory_mb": 10}):
         with pytest.raises(ValueError, match="need"):
             ExtractSettings(**wrong)
