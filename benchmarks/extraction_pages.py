@@ -43,7 +43,8 @@ class Sample:
 class Writer:
     """Writes prose and remembers what of it is main text."""
 
-    def __init__(self, seed: str, language: str = "en") -> None:
+    def __init__(self, seed: str, language: str = "en", scale: int = 1) -> None:
+        self.scale = scale
         self._rng, self._language, self.gold = random.Random(seed), language, list[str]()
 
     def sentence(self) -> str:
@@ -82,7 +83,7 @@ class Writer:
         return f"<{tag}{' ' + attributes if attributes else ''}>{text}</{tag}>"
 
     def body(self, paragraphs: int = 8) -> str:
-        return "".join(self.say(sentences=self._rng.randint(2, 5)) for _ in range(round(2.5 * paragraphs)))
+        return "".join(self.say(sentences=self._rng.randint(2, 5)) for _ in range(round(2.5 * paragraphs * self.scale)))
 
     def heading(self, tag: str = "h2") -> str:
         return self.put(" ".join(self.sentence().split()[:5]).strip(",.;"), tag)
@@ -104,7 +105,7 @@ def _links(w: Writer, count: int, each: Callable[[str], str] = lambda text: f"<l
 def _nav(w: Writer) -> str:
     menu = "".join(
         f"<li class='menu-item'><a href='/s{n}'>{' '.join(w.noise().split()[:2])}</a><ul class='sub-menu'>{_links(w, 7, short=True)}</ul></li>"
-        for n in range(10)
+        for n in range(10 * w.scale)
     )
     return (
         "<header class='site-header'><a href='/' class='logo'>The Velmora Courier</a><form action='/find'><input name=q><button>Find"
@@ -115,7 +116,7 @@ def _nav(w: Writer) -> str:
 def _foot(w: Writer) -> str:
     columns = "".join(
         f"<div class='footer-col'><h4>{' '.join(w.noise().split()[:2])}</h4><ul>{_links(w, 8, short=True)}</ul></div>"
-        for _ in range(4)
+        for _ in range(4 * w.scale)
     )
     return f"<footer class='site-footer'>{columns}<p>© 2024 Velmora Press. All rights reserved. {w.noise()}</p></footer>"
 
@@ -423,12 +424,17 @@ _KINDS: tuple[Callable[[Writer, str], str], ...] = (
 _IN_LANGUAGES = (news, blog)
 
 
-def samples(draw: int = 0) -> list[Sample]:
-    """Return every kind of page in English, and news and blogs in seven languages more; other words for every draw."""
+def samples(draw: int = 0, scale: int = 1) -> list[Sample]:
+    """Return every kind of page in English, and news and blogs in seven languages more.
+
+    Args:
+        draw: other words for every number.
+        scale: how many times as long texts, menus and footers are.
+    """
     found = []
     asked = [(kind, "en") for kind in _KINDS] + [(_IN_LANGUAGES[n % 2], code) for n, code in enumerate(_FOREIGN)]
     for kind, language in asked:
-        writer = Writer(f"{kind.__name__}/{language}/{draw}", language)
+        writer = Writer(f"{kind.__name__}/{language}/{draw}", language, scale)
         title = " ".join(writer.noise().split()[:6]).strip(",.;。")
         page = kind(writer, title)
         found.append(Sample(f"{kind.__name__}-{language}", page, "\n".join(writer.gold)))

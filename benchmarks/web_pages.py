@@ -1,7 +1,7 @@
 """Pages per second: dr_jax fetches, extracts and reads; trafilatura, in a bare process pool, extracts what it is handed.
 
 In:    pages of littleweb and of `extraction_pages`, served on loopback by a third process on the same cores
-Out:   a line for each set of pages; `results/web_pages.json` for both, `web_pages_littleweb.json`, `web_pages_saved.json`
+Out:   a line for each set of pages, and one for all; `results/web_pages.json` and one file for each set
 Holds: both sides have as many processes; rounds alternate after a warm-up; nothing is remembered from one round to the next
 """
 
@@ -51,9 +51,9 @@ def littleweb(count: int) -> list[Served]:
     return [Served(one.body, one.content_type) for one in found[:count]]
 
 
-def saved(count: int) -> list[Served]:
+def saved(count: int, scale: int = 1) -> list[Served]:
     """Return pages of every kind that the extraction is measured on."""
-    found = [page for draw in range(1 + count // 36) for page in samples(draw)]
+    found = [page for draw in range(1 + count // 36) for page in samples(draw, scale)]
     return [Served(page.html.encode(), "text/html; charset=utf-8") for page in found[:count]]
 
 
@@ -122,18 +122,22 @@ async def measure(pages: list[Served], sets: dict[str, Sequence[int]], rounds: i
 def main() -> None:
     """Serve, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pages", type=int, default=216, help="of each of the two sets")
+    parser.add_argument("--pages", type=int, default=216, help="of each of the three sets")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
-    first, second = littleweb(asked.pages), saved(asked.pages)
-    pages = first + second
+    pages = littleweb(asked.pages) + saved(asked.pages) + saved(asked.pages, scale=3)
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=_serve, args=(pages, there), daemon=True)
     server.start()
     try:
-        everything, cut = range(len(pages)), len(first)
-        sets = {"web_pages_littleweb": everything[:cut], "web_pages_saved": everything[cut:], "web_pages": everything}
+        everything, cut = range(len(pages)), asked.pages
+        sets = {
+            "web_pages_littleweb": everything[:cut],
+            "web_pages_saved": everything[cut : 2 * cut],
+            "web_pages_saved_long": everything[2 * cut :],
+            "web_pages": everything,
+        }
         asyncio.run(measure(pages, sets, asked.rounds, asked.workers, here.recv()))
     finally:
         server.terminate()

@@ -62,7 +62,10 @@ _ASKING_WORDS = (
 _WALL = re.compile(
     r"(?:^|[\s_-])(?:pay-?wall|regwall|meter-?wall|subscri(?:be|ber|ption)-?(?:wall|prompt|gate))(?:$|[\s_-])", re.I
 )
-_WALL_WORDS = ("paywall", "pay-wall", "regwall", "meterwall", "meter-wall", "subscribe-", "subscriber-", "subscription-")
+_WALL_WORDS = (  # in the cases that they are written in; to change those of a whole page takes longer than to look
+    *("paywall", "Paywall", "PayWall", "pay-wall", "regwall", "meterwall", "meter-wall"),
+    *("subscribe-", "subscriber-", "subscription-"),
+)
 _NEEDS_SCRIPTS = re.compile(
     r"(?:enable|turn on|activate|requires?|needs?|without) java ?script|java ?script (?:is|must be|has to be) "
     r"(?:disabled|required|enabled|turned on)|checking your browser|just a moment\b|^loading\W{0,6}$",
@@ -95,8 +98,7 @@ def linked_data(root: HtmlElement) -> str:
 
 def walled(root: HtmlElement, markup: str) -> bool:
     """Whether some element calls itself a paywall."""
-    text = markup.lower()
-    if ("wall" not in text and "subscri" not in text) or not any(word in text for word in _WALL_WORDS):
+    if not any(word in markup for word in _WALL_WORDS):
         return False
     return any(_WALL.search(f"{node.get('class', '')} {node.get('id', '')}") for node in root.xpath("//*[@class or @id]"))
 
