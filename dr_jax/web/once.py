@@ -32,10 +32,12 @@ class Once(Generic[Result]):
     Args:
         size: of a result in bytes; None when it is not to be remembered.
         max_bytes: what is remembered, in all.
-        fresh_s: how long a result is remembered.
+        fresh_s: how long a result is remembered; or, from a result to that.
     """
 
-    def __init__(self, size: Callable[[Result], int | None], max_bytes: int, fresh_s: float) -> None:
+    def __init__(
+        self, size: Callable[[Result], int | None], max_bytes: int, fresh_s: float | Callable[[Result], float]
+    ) -> None:
         self._size, self._max_bytes, self._fresh_s = size, max_bytes, fresh_s
         self._known: OrderedDict[str, tuple[Result, int, float]] = OrderedDict()
         self._bytes = 0
@@ -47,8 +49,8 @@ class Once(Generic[Result]):
         entry = self._known.get(key)
         if entry is None:
             return None
-        result, _, at = entry
-        if time.monotonic() - at > self._fresh_s:
+        result, _, until = entry
+        if time.monotonic() > until:
             self._drop(key)
             return None
         self._known.move_to_end(key)
@@ -114,7 +116,8 @@ class Once(Generic[Result]):
         if size is None or size > self._max_bytes:
             return
         self._drop(key)
-        self._known[key] = (result, size, time.monotonic())
+        fresh_s = self._fresh_s(result) if callable(self._fresh_s) else self._fresh_s
+        self._known[key] = (result, size, time.monotonic() + fresh_s)
         self._bytes += size
         while self._bytes > self._max_bytes:
             self._drop(next(iter(self._known)))

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from sys import getsizeof
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics, timed
@@ -40,10 +40,9 @@ from dr_jax.web.search.settings import (
     ProvidersSettings,
     SearchSettings,
 )
-from dr_jax.web.tape import Entry, Tape, TapeSettings
+from dr_jax.web.tape.entry import Entry, TapeSettings
+from dr_jax.web.tape.tape import Tape
 from dr_jax.web.workers import Extractors, ExtractSettings
-
-_DAY_S = 86_400.0
 
 Hits = tuple[Hit, ...]
 Found = TypeVar("Found", bound="Hits | Page | WebError")
@@ -147,9 +146,9 @@ class Web:
             )
             if not self._tape.replays:
                 self._desk = await stack.enter_async_context(self._make_desk())
-            half = settings.memory_mb << 19
-            self._searches = Once[Hits | WebError](_size_of_hits, half, settings.tape.search_days * _DAY_S)
-            self._pages = Once[Page | WebError](_size_of_page, half, settings.tape.page_days * _DAY_S)
+            half, ages = settings.memory_mb << 19, settings.tape
+            self._searches = Once[Hits | WebError](size_of_hits, half, lambda found: _fresh_s(found, ages.search_s, ages))
+            self._pages = Once[Page | WebError](size_of_page, half, lambda found: _fresh_s(found, ages.fetch_s, ages))
             stack.push_async_callback(self._searches.close)
             stack.push_async_callback(self._pages.close)
             self._stack = stack.pop_all()
@@ -228,6 +227,25 @@ class Web:
         if not self._tape.replays:
             await self._desk.healthy()
 
+    async def kept(self, kind: str, key: str) -> Any | None:
+        """Return what was kept on the tape, or None: nothing, or it is not fresh any more, or there is no tape.
+
+        Args:
+            kind: `reading`.
+            key: names everything that the value depends on.
+        """
+        entry = await self._tape.recall(_note(kind), key)
+        return None if entry is None else json.loads(entry.body)
+
+    async def keep(self, kind: str, key: str, value: Any) -> None:
+        """Keep a value that JSON can hold on the tape, if there is one and it records."""
+        await self._tape.keep(_note(kind), key, Entry({}, json.dumps(value, ensure_ascii=False).encode()))
+
+    @property
+    def identity(self) -> str:
+        """Of the tape: two webs of the same one buy nothing twice. "" where nothing is remembered."""
+        return self._tape.identity
+
     def _make_desk(self) -> Desk:
         return Desk(
             self._settings.searching,
@@ -243,16 +261,16 @@ class Web:
 
     async def _search(self, asked: str) -> Hits | WebError:
         key = f"{remembered_as(self._settings.searching)} {self._settings.results} {asked}"
-        if self._tape.replays or self._settings.order != ("local",):  # what a corpus holds today costs nothing to ask
-            entry = await self._tape.recall("search", key)
-            if entry is not None:
-                return _hits_from(entry)
-            if self._tape.replays:
-                raise self._tape.missed("search", key)
-        found = await self._desk.search(asked)
-        if not isinstance(found, WebError) or found.lasting:
-            await self._tape.keep("search", key, _entry_of_hits(found))
+        if self._settings.order != ("local",) or self._tape.replays:
+            return await self._tape.once("search", key, lambda: self._asked(asked), _hits_from)
+        found, entry = await self._asked(asked)  # what a corpus holds today costs nothing to ask
+        if entry is not None:
+            await self._tape.keep("search", key, entry)
         return found
+
+    async def _asked(self, asked: str) -> tuple[Hits | WebError, Entry | None]:
+        found = await self._desk.search(asked)
+        return found, None if isinstance(found, WebError) and not found.lasting else _entry_of_hits(found)
 
     async def _open(self, url: str) -> Page | WebError:
         try:
@@ -272,43 +290,34 @@ class Web:
             except TimeoutError:
                 raise WorldDownError(f"The local corpus gave no page within {self._settings.open_s:g} s") from None
             if page is not None:
-                await self._tape.keep("page", key, Entry({}, json.dumps(encoded(page), ensure_ascii=False).encode()))
+                await self._tape.keep("page", key, _entry_of_page(page))
             return page
         entry = await self._tape.recall("page", key)
         if entry is None and at_home(url):
             raise self._tape.missed("page", key)
-        return None if entry is None else decoded(json.loads(entry.body))
+        return None if entry is None else _page_from(entry)
 
     async def _fetch(self, url: str) -> Fetched | WebError:
-        entry = await self._tape.recall("fetch", url)
-        if entry is not None and "kind" in entry.meta:
-            return WebError(entry.meta["kind"], entry.meta["message"])
-        if entry is not None:
-            return Fetched(**entry.meta, body=entry.body)
-        if self._tape.replays:
-            raise self._tape.missed("fetch", url)
+        return await self._tape.once("fetch", url, lambda: self._fetched(url), _fetched_from)
+
+    async def _fetched(self, url: str) -> tuple[Fetched | WebError, Entry | None]:
         found = await self._fetcher.get(url)
         if isinstance(found, WebError):
-            if found.lasting:
-                await self._tape.keep("fetch", url, Entry(encoded(found)))
-        elif not found.broken:
-            meta = {name: value for name, value in asdict(found).items() if name != "body"}
-            await self._tape.keep("fetch", url, Entry(meta, found.body))
-        return found
+            return found, Entry(encoded(found), error=True) if found.lasting else None
+        meta = {name: value for name, value in asdict(found).items() if name != "body"}
+        return found, None if found.broken else Entry(meta, found.body)
 
     async def _read(self, found: Fetched) -> Page | WebError:
         said = [FORM, found.url, found.content_type, found.charset, found.truncated]
         key = hashlib.sha256(json.dumps(said).encode() + b"\0" + found.body).hexdigest()
-        entry = await self._tape.recall("page", key)
-        if entry is not None:
-            return decoded(json.loads(entry.body))
+        return await self._tape.once("page", key, lambda: self._extracted(found), _page_from)
+
+    async def _extracted(self, found: Fetched) -> tuple[Page | WebError, Entry | None]:
         with timed(self._metrics, "web/extract_s"):
             page = await self._extractors.extract(
                 found.body, found.url, found.content_type, found.charset, truncated=found.truncated
             )
-        if not isinstance(page, WebError) or page.lasting:
-            await self._tape.keep("page", key, Entry({}, json.dumps(encoded(page), ensure_ascii=False).encode()))
-        return page
+        return page, None if isinstance(page, WebError) and not page.lasting else _entry_of_page(page)
 
     def _counted(self, found: Found) -> Found:
         if isinstance(found, WebError):
@@ -317,8 +326,9 @@ class Web:
 
 
 def _entry_of_hits(found: Hits | WebError) -> Entry:
+    failed = isinstance(found, WebError)
     content = encoded(found) if isinstance(found, WebError) else [asdict(hit) for hit in found]
-    return Entry({}, json.dumps(content, ensure_ascii=False).encode())
+    return Entry({}, json.dumps(content, ensure_ascii=False).encode(), error=failed)
 
 
 def _hits_from(entry: Entry) -> Hits | WebError:
@@ -326,14 +336,39 @@ def _hits_from(entry: Entry) -> Hits | WebError:
     return WebError(**content) if isinstance(content, dict) else tuple(Hit(**hit) for hit in content)
 
 
-def _size_of_hits(found: Hits | WebError) -> int | None:
+def _fetched_from(entry: Entry) -> Fetched | WebError:
+    if "kind" in entry.meta:
+        return WebError(entry.meta["kind"], entry.meta["message"])
+    return Fetched(**entry.meta, body=entry.body)
+
+
+def _entry_of_page(page: Page | WebError) -> Entry:
+    # An error of extraction lasts as long as the bytes do: it is remembered under them.
+    return Entry({}, json.dumps(encoded(page), ensure_ascii=False).encode())
+
+
+def _page_from(entry: Entry) -> Page | WebError:
+    return decoded(json.loads(entry.body))
+
+
+def _note(kind: str) -> Literal["reading"]:
+    if kind != "reading":  # searches and pages are what the web says, and nobody else
+        raise ValueError(f"kind is {kind!r}; 'reading' is needed")
+    return "reading"
+
+
+def _fresh_s(found: Hits | Page | WebError, fresh_s: float, ages: TapeSettings) -> float:
+    return min(fresh_s, ages.error_s) if isinstance(found, WebError) else fresh_s
+
+
+def size_of_hits(found: Hits | WebError) -> int | None:
     """Bytes that hits take in memory; None for an error that asking again may cure."""
     if isinstance(found, WebError):
         return 500 if found.lasting else None
     return 200 + sum(500 + getsizeof(hit.title) + getsizeof(hit.url) + getsizeof(hit.snippet) for hit in found)
 
 
-def _size_of_page(found: Page | WebError) -> int | None:
+def size_of_page(found: Page | WebError) -> int | None:
     """Bytes that a page takes in memory; None for an error that asking again may cure, or a page that was cut off."""
     if isinstance(found, WebError):
         return 500 if found.lasting else None

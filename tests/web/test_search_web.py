@@ -26,7 +26,7 @@ from dr_jax.web.search.settings import (
     ProviderSettings,
     ProvidersSettings,
 )
-from dr_jax.web.tape import ReplayMiss, TapeSettings
+from dr_jax.web.tape.entry import ReplayMiss, TapeSettings
 from dr_jax.web.web import Web, WebSettings
 from tests.web.conftest import Site
 

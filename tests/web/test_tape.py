@@ -7,7 +7,8 @@ import pytest
 
 from dr_jax.base.errors import ConfigError, DrJaxError, UserError
 from dr_jax.base.metrics import Metrics
-from dr_jax.web.tape import Entry, ReplayMiss, Tape, TapeSettings
+from dr_jax.web.tape.entry import Entry, ReplayMiss, TapeSettings
+from dr_jax.web.tape.tape import Tape
 
 ENTRY = Entry({"url": "http://a.org/", "status": 200, "title": "Čeština"}, b"<p>body" * 1000)
 

@@ -1,0 +1,1 @@
+"""What the web answered, kept in one SQLite file that many processes share."""
