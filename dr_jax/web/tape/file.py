@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -36,7 +37,10 @@ _FLUSH_S = 30.0
 _SELECT = """select meta, entries.sha256, data, size{bad} from entries left join blobs using (sha256)
              where kind = ? and key = ?"""
 _FRESH = " and at >= case when bad then ? else ? end"
-_FORGET_BLOBS = "delete from blobs where not exists (select 1 from entries where entries.sha256 = blobs.sha256)"
+_OLDEST = """select kind, key, sha256, length(meta) + length(key) + coalesce(length(data), 0)
+             from entries left join blobs using (sha256) order by used limit ?"""
+_FORGET_CONTENT = """delete from blobs where sha256 = ?
+                     and not exists (select 1 from entries where entries.sha256 = blobs.sha256)"""
 
 
 class TapeFile:
@@ -176,15 +180,17 @@ class TapeFile:
     def forget_longest_unused(self, max_bytes: int) -> int:
         """Forget what was used longest ago until no more than so many bytes are used; return how many entries those were."""
         forgotten = 0
-        while self.bytes_used > max_bytes:
+        while (surplus := self.bytes_used - max_bytes) > 0:
             with self._transaction(self.base) as base:
                 self._note_use(base)
-                oldest = base.execute("select kind, key, sha256 from entries order by used limit ?", (_CHUNK,)).fetchall()
-                base.executemany("delete from entries where kind = ? and key = ?", [row[:2] for row in oldest])
-                contents = [(row[2],) for row in oldest if row[2] is not None]
-                base.executemany(f"{_FORGET_BLOBS} and sha256 = ?", contents)
-            forgotten += len(oldest)
-            if not oldest:
+                oldest = base.execute(_OLDEST, (_CHUNK,)).fetchall()
+                sizes = itertools.accumulate(row[3] for row in oldest)
+                chosen = oldest[: 1 + sum(size < surplus for size in sizes)]
+                base.executemany("delete from entries where kind = ? and key = ?", [row[:2] for row in chosen])
+                contents = [(row[2],) for row in chosen if row[2] is not None]
+                base.executemany(_FORGET_CONTENT, contents)
+            forgotten += len(chosen)
+            if not chosen:
                 break
         return forgotten
 
