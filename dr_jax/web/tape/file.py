@@ -50,13 +50,14 @@ class TapeFile:
         path: of the file.
         writable: whether it may be made and changed.
         busy_s: how long another process that writes is waited for.
+        aside: whether a corrupt file is set aside when it is opened to be written; otherwise that is an error.
     """
 
-    def __init__(self, path: Path, *, writable: bool, busy_s: float = 10.0) -> None:
-        self.path, self._writable, self._busy_s = path, writable, busy_s
+    def __init__(self, path: Path, *, writable: bool, busy_s: float = 10.0, aside: bool = True) -> None:
+        self.path, self._writable, self._busy_s, self._aside = path, writable, busy_s, aside
         self._base: sqlite3.Connection | None = None
         self._inode = 0
-        self._version = VERSION
+        self.version = VERSION
         self.identity = ""  # tells this file from every other, copies of it included; the same for all processes of one host
         self._used: Counter[tuple[str, str]] = Counter()
         self._flushed = time.monotonic()
@@ -108,7 +109,7 @@ class TapeFile:
         self._used.clear()
         stale = self._inode not in (0, _inode(self.path))
         self.close()
-        if not self._writable:
+        if not (self._writable and self._aside):
             raise UserError(f"The tape {self.path} is corrupt: {error}", fix="replay another, or record it again") from error
         if stale:  # another process has set it aside already, and what is there now is new
             return
@@ -136,7 +137,7 @@ class TapeFile:
             oldest: Unix time before which it is not wanted; None is any.
             oldest_error: the same for errors.
         """
-        bad = ", bad" if self._version > 1 else ", 0"
+        bad = ", bad" if self.version > 1 else ", 0"
         if oldest is None and oldest_error is None:
             row = self.base.execute(_SELECT.format(bad=bad), (kind, key)).fetchone()
         else:
@@ -185,7 +186,9 @@ class TapeFile:
                 self._note_use(base)
                 oldest = base.execute(_OLDEST, (_CHUNK,)).fetchall()
                 sizes = itertools.accumulate(row[3] for row in oldest)
-                chosen = oldest[: 1 + sum(size < surplus for size in sizes)]
+                chosen = oldest[
+                    : 1 + sum(2 * size < surplus for size in sizes)
+                ]  # each takes whole pages, so more than its size
                 base.executemany("delete from entries where kind = ? and key = ?", [row[:2] for row in chosen])
                 contents = [(row[2],) for row in chosen if row[2] is not None]
                 base.executemany(_FORGET_CONTENT, contents)
@@ -213,23 +216,23 @@ class TapeFile:
             with self._transaction(base):  # several processes may begin one tape at the same time
                 if base.execute("select count(*) from sqlite_master").fetchone()[0] == 0:
                     create(base)
-        application, self._version = (
+        application, self.version = (
             int(base.execute(f"pragma {name}").fetchone()[0]) for name in ("application_id", "user_version")
         )
         if application != APPLICATION:
             self.close()
             raise ConfigError(f"{self.path} is an SQLite file, but not a tape", fix="choose another path")
-        if self._version > VERSION:
+        if self.version > VERSION:
             self.close()
             raise ConfigError(
-                f"The tape {self.path} is of version {self._version}",
+                f"The tape {self.path} is of version {self.version}",
                 needed=f"version {VERSION} or older",
                 fix="use the newer dr_jax that made it, or choose another path",
             )
-        if self._writable and self._version < VERSION:
+        if self._writable and self.version < VERSION:
             with self._transaction(base):
                 bring_up_to_date(base)
-            self._version = VERSION
+            self.version = VERSION
         if self._writable:
             with self._transaction(base):
                 base.execute("delete from leases where until < ?", (time.time(),))  # of those who are gone
@@ -237,7 +240,7 @@ class TapeFile:
         self.identity = self._identity(base)
 
     def _identity(self, base: sqlite3.Connection) -> str:
-        if self._version < 2:
+        if self.version < 2:
             return ""
         (name,) = base.execute("select value from facts where name = 'id'").fetchone()
         found = self.path.stat()
