@@ -36,7 +36,7 @@ def version() -> None:
 
 
 def _register() -> None:
-    from dr_jax.cli import ask, browse, data, doctor, evaluate, littleweb, search, sft, show, train
+    from dr_jax.cli import ask, browse, data, doctor, evaluate, littleweb, search, sft, show, tape, train
 
     app.command("train")(train.command)
     app.command("sft")(sft.command)
@@ -48,6 +48,7 @@ def _register() -> None:
     app.command("littleweb")(littleweb.command)
     app.command("doctor")(doctor.command)
     app.add_typer(data.app, name="data")
+    app.add_typer(tape.app, name="tape")
 
 
 _register()
