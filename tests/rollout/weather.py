@@ -94,6 +94,7 @@ class Log:
     metrics: dict[str, float] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    back: float = 0.0  # when work that had waited for the end of an outage was begun, at last
 
 
 class Wanderer:
@@ -190,8 +191,11 @@ async def ride(weather: Weather, port: int, start: Callable[[], float]) -> Log:
         episode = EpisodeSettings(turns=4, tokens=16_000, max_new_tokens=400, policy_s=60.0, world_s=150.0, all_s=400.0)
 
         async def group(number: int) -> tuple[Group, float]:
+            asked = time.monotonic() - started
             await web.healthy()
             begun = time.monotonic() - started
+            if begun - asked > 0.2:
+                log.back = begun
             question = Question(str(number), f"What of {names[number % len(names)]}?", (str(number),))
             ended = await run_group(question, actors, episode, Total(), size=weather.size)
             return weathered(ended, 0.25, metrics), begun
