@@ -22,9 +22,7 @@ from dr_jax.agent.prompt import system_prompt
 from dr_jax.agent.reader import make_reader
 from dr_jax.agent.shared_reader import SharedReader, Shelf
 from dr_jax.agent.world import World
-from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
-from dr_jax.base.trace import logger
 from dr_jax.data.question import Question
 from dr_jax.data.stream import Draw, Stream
 from dr_jax.learn.optimizer import make_optimizer
@@ -38,6 +36,7 @@ from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
 from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, Watch, run_episode
 from dr_jax.rollout.group import run_group, weathered
+from dr_jax.rollout.harvest import Harvest
 from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.trajectory import Episode, Group
 from dr_jax.train.actor import Actor, ReadingModel, in_dtype, load_actor, load_reading_model
@@ -47,9 +46,6 @@ from dr_jax.train.settings import Settings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.search.budget import Budget
 from dr_jax.web.web import Web
-
-_log = logger(__name__)
-_LOST = 3  # times the groups of an update, in a row, that the world may fail
 
 Told = Callable[[str, int, dict[str, Any]], None]
 
@@ -204,9 +200,7 @@ class Run(Stage):
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh)
         self.stream = Stream(list(questions), settings.seed)
-        self.waiting: list[Group] = []
-        self._lost: list[Group] = []
-        self._lost_in_a_row = 0
+        self.harvest = Harvest(settings.rollout.groups, self.metrics)
         where = settings.checkpoint.directory or directory / "checkpoints"
         self.checkpoints = Checkpoints(where, keep=settings.checkpoint.keep)
 
@@ -223,53 +217,27 @@ class Run(Stage):
         """Yield the groups of one update after another, for ever; those that the world failed come along, beyond the number.
 
         With a staleness of 0 each update's groups are started with the newest weights and all of them are awaited, in the
-        order of the stream. Otherwise episodes stay in flight across updates, and groups with too old tokens are given back.
+        order of the stream; in the place of those that the world failed, others are started. Otherwise episodes stay in
+        flight across updates, and groups with too old tokens are given back.
 
         Raises:
-            WorldDownError: the world fails everything, although nobody noticed that it is down.
+            WorldDownError: the world fails one group after another, or has been down for too long.
         """
         settings = self.settings.rollout
         at_once = max(1, (settings.in_flight or settings.groups * settings.group_size) // settings.group_size)
         if not settings.staleness:
             while True:
-                while len(self.waiting) < settings.groups:
-                    draws = [self.stream.next() for _ in range(settings.groups - len(self.waiting))]
+                while missing := self.harvest.missing:
+                    draws = [self.stream.next() for _ in range(missing)]
                     for group in await in_order(draws, self._group, at_once=at_once):
-                        self._sort(group)
-                yield self._taken()
+                        self.harvest.add(group)
+                yield self.harvest.take()
         async with aclosing(finished(self._draws(), self._group, at_once=at_once)) as ended:
             async for _, group in ended:
-                self._sort(group)
+                self.harvest.add(group)
                 self._give_back_stale()
-                if len(self.waiting) >= settings.groups:
-                    yield self._taken()
-
-    def _sort(self, group: Group) -> None:
-        """Put a group with those of the next update, or with those that the world failed.
-
-        Raises:
-            WorldDownError: it has failed too many in a row; going on would only use up the questions.
-        """
-        if group.trainable:
-            self._lost_in_a_row = 0
-            self.waiting.append(group)
-            return
-        self._lost.append(group)
-        self._lost_in_a_row += 1
-        why = next((episode.failure for episode in group.episodes if episode.failure), "unknown")
-        _log.warning("the world failed question %s, which is asked again later: %s", group.question_id, why)
-        if self._lost_in_a_row >= _LOST * self.settings.rollout.groups:
-            raise WorldDownError(
-                f"The world failed {self._lost_in_a_row} groups of episodes in a row, at last because: {why}. "
-                "Nothing was trained on; `--resume` goes on when it is back."
-            )
-
-    def _taken(self) -> list[Group]:
-        count = self.settings.rollout.groups
-        taken = [*self.waiting[:count], *self._lost]
-        del self.waiting[:count]
-        self._lost.clear()
-        return taken
+                if not self.harvest.missing:
+                    yield self.harvest.take()
 
     def settle(self, groups: Sequence[Group]) -> None:
         """Tell the stream what became of these groups' questions: trained on, or to be drawn again."""
@@ -298,8 +266,9 @@ class Run(Stage):
 
     def _give_back_stale(self) -> None:
         oldest = self.version - self.settings.rollout.staleness
-        for group in [one for one in self.waiting if (one.oldest_version or 0) < oldest]:
-            self.waiting.remove(group)
+        waiting = self.harvest.waiting
+        for group in [one for one in waiting if (one.oldest_version or 0) < oldest]:
+            waiting.remove(group)
             self.stream.give_back(group.question_id, failed=False)
             self.metrics.add("rollout/stale_groups")
 

@@ -58,7 +58,7 @@ def save(run: Run, progress: Progress) -> None:
         "stream": run.stream.state(),
         "spent": {"queries": run.budget.queries, "money": run.budget.money},
         "read": {"calls": run.spending.calls, "tokens": run.spending.tokens, "money": run.spending.money},
-        "waiting": _GROUPS.dump_python(list(run.waiting), mode="json"),
+        "waiting": _GROUPS.dump_python(list(run.harvest.waiting), mode="json"),
         "model": {name: list(weight.shape) for name, weight in run.state.weights.items()},
     }
     run.checkpoints.save(progress.step, run.state, host)
@@ -71,8 +71,8 @@ def restore(run: Run) -> Progress:
         _log.warning("there is no checkpoint in %s yet: starting from the first step", run.directory)
         return Progress()
     run.state, host = found
-    run.waiting[:] = _GROUPS.validate_python(host["waiting"])
-    run.stream.restore(host["stream"], held=[group.question_id for group in run.waiting])
+    run.harvest.waiting[:] = _GROUPS.validate_python(host["waiting"])
+    run.stream.restore(host["stream"], held=[group.question_id for group in run.harvest.waiting])
     run.budget.queries, run.budget.money = host["spent"]["queries"], host["spent"]["money"]
     run.spending.calls, run.spending.tokens, run.spending.money = (host["read"][name] for name in ("calls", "tokens", "money"))
     run.adopt()
