@@ -21,7 +21,8 @@ from aiohttp import web
 
 from benchmarks.extraction_pages import samples
 from benchmarks.result import Spread, write
-from dr_jax.agent.reader import ExtractiveReader, ReaderSettings, Task
+from dr_jax.agent.extractive import ExtractiveReader
+from dr_jax.agent.reading import ReaderSettings, Task
 from dr_jax.littleweb.pages import Pages
 from dr_jax.littleweb.world import WorldSettings, build
 from dr_jax.tokens.policy import RequestKey

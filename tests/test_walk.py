@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from dr_jax.agent.reader import ExtractiveReader, ReaderSettings
+from dr_jax.agent.extractive import ExtractiveReader
+from dr_jax.agent.reading import ReaderSettings
 from dr_jax.agent.world import World
 from dr_jax.data.question import Question
 from dr_jax.data.stream import Stream

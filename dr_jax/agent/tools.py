@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urldefrag
 
-from dr_jax.agent.reader import Reader, Task
+from dr_jax.agent.reading import Reader, Task
 from dr_jax.agent.together import together
 from dr_jax.tokens.chat import harmless
 from dr_jax.tokens.policy import RequestKey

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from dr_jax.agent.prompt import SCHEMAS
-from dr_jax.agent.reader import Reader
+from dr_jax.agent.reading import Reader
 from dr_jax.agent.tools import Memory, Observation, ToolSettings, Web, browse_webpage, cut, mistake, web_search
 from dr_jax.base import plugin
 from dr_jax.base.errors import ConfigError

@@ -65,6 +65,29 @@ class Metrics:
             return out
 
 
+class Under(Metrics):
+    """The same numbers below a further name, for a second part of a kind: `Under(metrics, "reader")`."""
+
+    def __init__(self, metrics: Metrics, prefix: str) -> None:
+        self._metrics, self._prefix = metrics, prefix
+
+    def add(self, name: str, amount: float = 1.0) -> None:
+        """Add to a count."""
+        self._metrics.add(f"{self._prefix}/{name}", amount)
+
+    def gauge(self, name: str, value: float) -> None:
+        """Set a value."""
+        self._metrics.gauge(f"{self._prefix}/{name}", value)
+
+    def observe(self, name: str, value: float) -> None:
+        """Record one of many values."""
+        self._metrics.observe(f"{self._prefix}/{name}", value)
+
+    def drain(self) -> dict[str, float]:
+        """Drain everything, what others have counted too."""
+        return self._metrics.drain()
+
+
 @contextmanager
 def timed(metrics: Metrics, name: str) -> Iterator[None]:
     """Observe how many seconds the block took, also when it raises."""

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dr_jax.agent.reader import ExtractiveReader, ReaderSettings, Reading, Task
+from dr_jax.agent.extractive import ExtractiveReader
+from dr_jax.agent.reading import ReaderSettings, Reading, Task
 from dr_jax.base.config import read
 from dr_jax.base.errors import UserError
 from dr_jax.cli.train import Json

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from dr_jax.agent.together import together
+from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
 from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, opening, run_episode
-from dr_jax.tokens.trajectory import Episode, Group
+from dr_jax.tokens.trajectory import Episode, Group, Outcome
 
 Rewarding = Callable[[Episode, Question], Episode | Awaitable[Episode]]
 
@@ -43,3 +45,21 @@ async def run_group(
         return await rewarded if inspect.isawaitable(rewarded) else rewarded
 
     return Group(question.id, tuple(await together(sibling(index) for index in range(size))), question.source)
+
+
+def weathered(group: Group, most: float, metrics: Metrics) -> Group:
+    """Take the survivors' rewards away where the world failed more than a share of a group, so that nobody trains on them.
+
+    An outage ends the episodes that still searched and leaves those that were quick: their rewards would be compared with
+    each other, and not with what the policy does. Counted as `rollout/outage_groups`.
+
+    Args:
+        group: as it ended.
+        most: share of its siblings that may have failed.
+        metrics: of the run.
+    """
+    failed = sum(episode.outcome is Outcome.WORLD_FAILED for episode in group.episodes)
+    if failed <= most * len(group.episodes):
+        return group
+    metrics.add("rollout/outage_groups")
+    return replace(group, episodes=tuple(replace(episode, rewards={}, step_rewards=()) for episode in group.episodes))

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 
 from dr_jax.agent.prompt import system_prompt
 from dr_jax.base.errors import CapacityError, CheckpointError, ConfigError
-from dr_jax.base.metrics import Metrics
+from dr_jax.base.metrics import Metrics, Under
 from dr_jax.engine.engine import Engine
 from dr_jax.model.decoder import Weights
+from dr_jax.model.fingerprint import fingerprint
 from dr_jax.model.load import load, tokenizer_source
 from dr_jax.model.sizes import Sizes
 from dr_jax.sharding.mesh import make_mesh
@@ -55,14 +56,62 @@ def load_actor(settings: Settings, metrics: Metrics) -> Actor:
     chat = Chat(Tokenizer.load(tokenizer_source(settings.model.load, settings.model.tokenizer)))
     refuse_contradictions(settings, chat, mesh)
     sizes, weights = load(settings.model.load, mesh=mesh, dtype=jnp.float32, seed=settings.seed)
+    refuse_foreign_tokenizer(chat, sizes, "model.tokenizer")
+    engine = Engine(in_dtype(weights, settings.model.dtype), sizes, settings.engine, mesh=mesh, metrics=metrics)
+    return Actor(sizes, weights, chat, engine, mesh)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingModel:
+    """A model that reads pages and does not change.
+
+    Args:
+        engine: its own.
+        chat: how it talks.
+        name: tells its weights from all others.
+    """
+
+    engine: Engine
+    chat: Chat
+    name: str
+
+
+def load_reading_model(settings: Settings, actor: Actor, metrics: Metrics) -> ReadingModel | None:
+    """Put a second engine, with the capacities of the first, around the weights that read; None when the policy itself reads.
+
+    Args:
+        settings: `reader.model` is `frozen`, which are the actor's weights as they are now, at the start, or names others.
+        actor: the policy.
+        metrics: counts under `reader/engine/`.
+
+    Raises:
+        UserError: nothing has that name, or its tokenizer does not belong to it.
+    """
+    if settings.reader.kind != "policy" or settings.reader.model == "self":
+        return None
+    dtype = settings.model.dtype
+    if settings.reader.model == "frozen":
+        sizes, weights, chat = actor.sizes, in_dtype(actor.weights, dtype), actor.chat
+    else:
+        chat = Chat(Tokenizer.load(tokenizer_source(settings.reader.model)))
+        sizes, weights = load(settings.reader.model, mesh=actor.mesh, dtype=jnp.dtype(dtype), seed=settings.seed)
+        refuse_foreign_tokenizer(chat, sizes, "reader.model")
+    engine = Engine(weights, sizes, settings.engine, mesh=actor.mesh, metrics=Under(metrics, "reader"))
+    return ReadingModel(engine, chat, f"weights {fingerprint(weights)}")
+
+
+def refuse_foreign_tokenizer(chat: Chat, sizes: Sizes, setting: str) -> None:
+    """Check that a model has an embedding for every id of its tokenizer.
+
+    Raises:
+        CheckpointError: it has not.
+    """
     if chat.tokenizer.vocab_size > sizes.vocab:
         raise CheckpointError(
             f"The tokenizer has {chat.tokenizer.vocab_size} ids, the model {sizes.vocab}",
             needed="the tokenizer that the model was made for",
-            fix="set model.tokenizer",
+            fix=f"set {setting}",
         )
-    engine = Engine(in_dtype(weights, settings.model.dtype), sizes, settings.engine, mesh=mesh, metrics=metrics)
-    return Actor(sizes, weights, chat, engine, mesh)
 
 
 def refuse_contradictions(settings: Settings, chat: Chat, mesh: Mesh) -> None:

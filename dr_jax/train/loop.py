@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import Any
 
 from dr_jax.base.config import to_tree
-from dr_jax.base.errors import MismatchError, WorldDownError
+from dr_jax.base.errors import MismatchError
 from dr_jax.base.metrics import Metrics
 from dr_jax.base.trace import logger
 from dr_jax.learn.advantage import informative, named
@@ -32,7 +32,6 @@ from dr_jax.train.settings import Settings
 from dr_jax.train.state import Progress
 
 _log = logger(__name__)
-_OUTAGE_STEPS = 3
 
 Told = Callable[[str, int, Mapping[str, Any]], None]
 
@@ -106,13 +105,8 @@ def _learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float
         run.state, stats = run.update(run.state, placed, temperature=temperature, reference_weights=run.reference)
         refuse_mismatch(settings, done.step + 1, stats["update/mismatch_max"])
         run.adopt()
-        done.steps_lost = 0
-    elif any(group.trainable for group in groups):
-        done.steps_lost = 0
-        _log.warning("update %d: every group was flat, so there is nothing to learn and the weights stay", done.step + 1)
     else:
-        done.steps_lost += 1
-        _refuse_outage(done.steps_lost, groups)
+        _log.warning("update %d: every group was flat, so there is nothing to learn and the weights stay", done.step + 1)
     run.settle(groups)
     done.step += 1
     done.mismatch_max = max(done.mismatch_max, stats.get("update/mismatch_max", 0.0))
@@ -125,17 +119,6 @@ async def _measure(run: Run, step: int, told: Told) -> dict[str, Any]:
     found = score(run.held_out, episodes).tree()
     told("eval", step, found)
     return found
-
-
-def _refuse_outage(steps: int, groups: Sequence[Group]) -> None:
-    """Stop a run whose world stays down: going on would only use up its questions."""
-    why = next((episode.failure for group in groups for episode in group.episodes if episode.failure), "unknown")
-    _log.warning("the world failed every episode of this step (%s)", why)
-    if steps >= _OUTAGE_STEPS:
-        raise WorldDownError(
-            f"The world failed every episode of {steps} steps in a row, at last because: {why}. "
-            "Nothing was trained on; `--resume` goes on when it is back."
-        )
 
 
 def refuse_mismatch(settings: Settings, step: int, found: float) -> None:

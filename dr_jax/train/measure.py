@@ -39,7 +39,7 @@ async def measure(settings: Settings, *, told: Told) -> dict[str, Any]:
     metrics = Metrics()
     async with opened_stage(settings, metrics, told) as (stage, _):
         questions = eval_questions(settings, (await stage.place("eval")).drawn, alone=True)
-        stage.actor.engine.warm_up(lambda name, done, count: told("compiling", done, {"count": count}))
+        stage.warm_up(lambda name, done, count: told("compiling", done, {"count": count}))
         episodes = await stage.evaluate(questions, lambda n: told("evaluating", n, {"count": len(questions)}))
         found = score(questions, episodes).tree()
         found["mismatch_max"] = mismatch(settings, stage.actor, episodes)
@@ -59,7 +59,7 @@ async def ask(settings: Settings, text: str, *, told: Told, watch: Watch) -> tup
         place = await stage.place("eval")
         known = {puzzle.question.text: puzzle.question for puzzle in place.drawn}
         question = known.get(text) or (Question("asked", text, ("?",)) if text else place.drawn[0].question)
-        stage.actor.engine.warm_up(lambda name, done, count: told("compiling", done, {"count": count}))
+        stage.warm_up(lambda name, done, count: told("compiling", done, {"count": count}))
         episode_settings = replace(settings.episode, temperature=settings.eval.temperature)
         return question, await stage.attempt(question, place, episode_settings, watch)
 

@@ -11,7 +11,7 @@ from dr_jax.base.config import to_tree
 from dr_jax.base.metrics import Metrics
 from dr_jax.engine.settings import memory_bytes
 from dr_jax.model.sizes import Sizes, parameter_count
-from dr_jax.train.actor import load_actor
+from dr_jax.train.actor import load_actor, load_reading_model
 from dr_jax.train.settings import Settings
 
 _MB = 2**20
@@ -24,13 +24,14 @@ def plan(settings: Settings) -> dict[str, Any]:
         UserError: as the run itself would.
     """
     actor = load_actor(settings, Metrics())
+    reading = load_reading_model(settings, actor, Metrics())
     sizes, rollout = actor.sizes, settings.rollout
     return {
         "settings": to_tree(settings),
         "parameters": parameter_count(sizes),
         "devices": [str(device) for device in actor.mesh.devices.flat],
         "mesh": dict(actor.mesh.shape),
-        "memory_mb": memory(settings, sizes),
+        "memory_mb": memory(settings, sizes, reading.engine.sizes if reading else None),
         "plan": {
             "updates": settings.steps,
             "episodes_per_update": rollout.groups * rollout.group_size,
@@ -43,18 +44,20 @@ def plan(settings: Settings) -> dict[str, Any]:
     }
 
 
-def memory(settings: Settings, sizes: Sizes) -> dict[str, float]:
+def memory(settings: Settings, sizes: Sizes, reading: Sizes | None = None) -> dict[str, float]:
     """Return the lasting memory of a run in MiB, over all devices, by part; activations come on top.
 
-    AdamW and Muon keep at most two float32 numbers per weight.
+    AdamW and Muon keep at most two float32 numbers per weight. A reading model with weights of its own has an engine too.
     """
-    weights = parameter_count(sizes)
+    weights, item = parameter_count(sizes), jnp.dtype(settings.model.dtype).itemsize
     parts = {
         "weights": 4 * weights,
         "optimizer": 8 * weights,
         "gradients": 4 * weights,
-        "engine_weights": jnp.dtype(settings.model.dtype).itemsize * weights,
+        "engine_weights": item * weights,
         "engine_pages": memory_bytes(settings.engine, sizes),
         "reference": 4 * weights if settings.loss.needs_reference else 0,
+        "reader_weights": item * parameter_count(reading) if reading else 0,
+        "reader_pages": memory_bytes(settings.engine, reading) if reading else 0,
     }
     return {name: round(size / _MB, 1) for name, size in {**parts, "all": sum(parts.values())}.items()}

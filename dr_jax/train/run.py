@@ -16,8 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dr_jax.agent.endpoint import Endpoint, Spending
+from dr_jax.agent.model_reader import READ
 from dr_jax.agent.prompt import system_prompt
 from dr_jax.agent.reader import make_reader
+from dr_jax.agent.shared_reader import SharedReader, Shelf
 from dr_jax.agent.world import World
 from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
@@ -32,10 +35,11 @@ from dr_jax.model.decoder import Weights, describe
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
 from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, Watch, run_episode
-from dr_jax.rollout.group import run_group
+from dr_jax.rollout.group import run_group, weathered
+from dr_jax.rollout.harvest import Harvest
 from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.trajectory import Episode, Group
-from dr_jax.train.actor import Actor, in_dtype, load_actor
+from dr_jax.train.actor import Actor, ReadingModel, in_dtype, load_actor, load_reading_model
 from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
@@ -53,6 +57,18 @@ class Place:
     web: Web
     actors: Actors
     drawn: tuple[puzzles.Puzzle, ...]
+    endpoint: Endpoint | None = None
+
+    async def healthy(self) -> None:
+        """Wait until episodes may be begun: an outage pauses the run instead of ending its episodes.
+
+        Raises:
+            WorldDownError: the world, or the server that reads, has been down for too long.
+            BudgetError: searching or reading has cost as much as it may.
+        """
+        await self.web.healthy()
+        if self.endpoint is not None:
+            await self.endpoint.healthy()
 
 
 class Stage:
@@ -63,13 +79,23 @@ class Stage:
         actor: the policy.
         metrics: shared by every part.
         stack: closes what is opened.
+        reading: the model that reads, when it is not the policy itself.
     """
 
-    def __init__(self, settings: Settings, actor: Actor, metrics: Metrics, stack: AsyncExitStack) -> None:
-        self.settings, self.actor, self.metrics = settings, actor, metrics
+    def __init__(
+        self,
+        settings: Settings,
+        actor: Actor,
+        metrics: Metrics,
+        stack: AsyncExitStack,
+        reading: ReadingModel | None = None,
+    ) -> None:
+        self.settings, self.actor, self.metrics, self.reading = settings, actor, metrics, reading
         self.budget = Budget(settings.web.budget, metrics)
+        self.spending = Spending(settings.reader.endpoint, metrics)
         self._stack = stack
         self._places: dict[Split, Place] = {}
+        self._endpoint: Endpoint | None = None
 
     async def place(self, split: Split) -> Place:
         """Open the world of a split: littleweb's, served on loopback, or the open web."""
@@ -80,11 +106,36 @@ class Stage:
             if "littleweb" in settings.web.order:
                 drawn, allowed = await self._served(split)
             web = await self._stack.enter_async_context(Web(settings.web, allow=allowed, metrics=metrics, budget=self.budget))
-            reader = make_reader(settings.reader, chat=self.actor.chat, policy=self.actor.engine, metrics=metrics)
-            world = World(web, reader, settings.tools, metrics=metrics)
+            world = World(web, await self._reader(web), settings.tools, metrics=metrics)
             actors = Actors(self.actor.engine, self.actor.chat, world, system_prompt(settings.prompt, world.schemas))
-            self._places[split] = Place(web, actors, drawn)
+            self._places[split] = Place(web, actors, drawn, self._endpoint)
         return self._places[split]
+
+    async def _reader(self, web: Web) -> SharedReader:
+        """Build the reader of one world; a server that reads is opened once for all of them."""
+        settings, replays = self.settings.reader, self.settings.web.tape.mode == "replay"
+        if settings.kind == "openai" and self._endpoint is None:
+            opened = Endpoint(settings.endpoint, READ, settings.max_new_tokens, metrics=self.metrics, spending=self.spending)
+            self._endpoint = await self._stack.enter_async_context(opened)
+        other, engine = self.reading, self.actor.engine
+        lasts = self._endpoint is not None or other is not None  # what the policy itself reads changes with every update
+        reader = make_reader(
+            settings,
+            chat=other.chat if other else self.actor.chat,
+            policy=other.engine if other else engine,
+            metrics=self.metrics,
+            version=(lambda: other.name) if other else (lambda: f"version {engine.version}"),
+            endpoint=self._endpoint,
+            shelf=Shelf(web, replays, must=self._endpoint is not None) if lasts else None,
+        )
+        self._stack.push_async_callback(reader.close)
+        return reader
+
+    def warm_up(self, told: Callable[[str, int, int], None]) -> None:
+        """Compile every program of the policy's engine, and of the reading model's."""
+        self.actor.engine.warm_up(told)
+        if self.reading is not None:
+            self.reading.engine.warm_up(told)
 
     async def _served(self, split: Split) -> tuple[tuple[puzzles.Puzzle, ...], tuple[AllowedHost, ...]]:
         here, training = self.settings.littleweb, split == "train"
@@ -109,7 +160,7 @@ class Stage:
         settings = replace(self.settings.episode, temperature=self.settings.eval.temperature)
 
         async def once(question: Question) -> Episode:
-            await place.web.healthy()
+            await place.healthy()
             return await self.attempt(question, place, settings)
 
         return await in_order(list(questions), once, at_once=self.settings.eval.in_flight, done=told)
@@ -135,8 +186,8 @@ class Run(Stage):
         questions: Sequence[Question],
         held_out: Sequence[Question],
     ) -> None:
-        super().__init__(stage.settings, stage.actor, stage.metrics, stack)
-        self.budget, self._places = stage.budget, stage._places
+        super().__init__(stage.settings, stage.actor, stage.metrics, stack, stage.reading)
+        self.budget, self.spending, self._places, self._endpoint = stage.budget, stage.spending, stage._places, stage._endpoint
         settings, actor = self.settings, self.actor
         self.directory, self.held_out = directory, list(held_out)
         self.questions = {question.id: question for question in questions}
@@ -149,7 +200,7 @@ class Run(Stage):
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh)
         self.stream = Stream(list(questions), settings.seed)
-        self.waiting: list[Group] = []
+        self.harvest = Harvest(settings.rollout.groups, self.metrics)
         where = settings.checkpoint.directory or directory / "checkpoints"
         self.checkpoints = Checkpoints(where, keep=settings.checkpoint.keep)
 
@@ -163,24 +214,30 @@ class Run(Stage):
         self.actor.engine.adopt(in_dtype(self.state.weights, self.settings.model.dtype), version=self.version)
 
     async def groups(self) -> AsyncGenerator[list[Group], None]:
-        """Yield the groups of one update after another, for ever.
+        """Yield the groups of one update after another, for ever; those that the world failed come along, beyond the number.
 
         With a staleness of 0 each update's groups are started with the newest weights and all of them are awaited, in the
-        order of the stream. Otherwise episodes stay in flight across updates, and groups with too old tokens are given back.
+        order of the stream; in the place of those that the world failed, others are started. Otherwise episodes stay in
+        flight across updates, and groups with too old tokens are given back.
+
+        Raises:
+            WorldDownError: the world fails one group after another, or has been down for too long.
         """
         settings = self.settings.rollout
         at_once = max(1, (settings.in_flight or settings.groups * settings.group_size) // settings.group_size)
         if not settings.staleness:
             while True:
-                draws = [self.stream.next() for _ in range(settings.groups)]
-                yield await in_order(draws, self._group, at_once=at_once)
+                while missing := self.harvest.missing:
+                    draws = [self.stream.next() for _ in range(missing)]
+                    for group in await in_order(draws, self._group, at_once=at_once):
+                        self.harvest.add(group)
+                yield self.harvest.take()
         async with aclosing(finished(self._draws(), self._group, at_once=at_once)) as ended:
             async for _, group in ended:
-                self.waiting.append(group)
+                self.harvest.add(group)
                 self._give_back_stale()
-                if len(self.waiting) >= settings.groups:
-                    taken, self.waiting[:] = self.waiting[: settings.groups], self.waiting[settings.groups :]
-                    yield taken
+                if not self.harvest.missing:
+                    yield self.harvest.take()
 
     def settle(self, groups: Sequence[Group]) -> None:
         """Tell the stream what became of these groups' questions: trained on, or to be drawn again."""
@@ -191,8 +248,8 @@ class Run(Stage):
                 self.stream.give_back(group.question_id)
 
     async def _group(self, draw: Draw) -> Group:
-        await self._train.web.healthy()  # an outage pauses the run; it does not end its episodes
-        return await run_group(
+        await self._train.healthy()
+        group = await run_group(
             draw.question,
             self._train.actors,
             self.settings.episode,
@@ -201,6 +258,7 @@ class Run(Stage):
             run=self.settings.seed,
             purpose=f"train:{draw.epoch}",
         )
+        return weathered(group, self.settings.rollout.failed_share, self.metrics)
 
     def _draws(self) -> Iterator[Draw]:
         while True:
@@ -208,8 +266,9 @@ class Run(Stage):
 
     def _give_back_stale(self) -> None:
         oldest = self.version - self.settings.rollout.staleness
-        for group in [one for one in self.waiting if (one.oldest_version or 0) < oldest]:
-            self.waiting.remove(group)
+        waiting = self.harvest.waiting
+        for group in [one for one in waiting if (one.oldest_version or 0) < oldest]:
+            waiting.remove(group)
             self.stream.give_back(group.question_id, failed=False)
             self.metrics.add("rollout/stale_groups")
 
@@ -219,8 +278,11 @@ async def opened_stage(settings: Settings, metrics: Metrics, told: Told) -> Asyn
     """Load the policy, start its engine and compile its programs."""
     async with AsyncExitStack() as stack:
         actor = load_actor(settings, metrics)
+        reading = load_reading_model(settings, actor, metrics)
         stack.enter_context(actor.engine)
-        yield Stage(settings, actor, metrics, stack), stack
+        if reading is not None:
+            stack.enter_context(reading.engine)
+        yield Stage(settings, actor, metrics, stack, reading), stack
 
 
 @asynccontextmanager
@@ -233,5 +295,5 @@ async def opened(settings: Settings, directory: Path, metrics: Metrics, told: To
         refuse_overlap(questions, held_out)
         run = Run(stage, stack, directory, train, questions, held_out)
         stack.callback(run.checkpoints.close)
-        stage.actor.engine.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
+        stage.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
         yield run

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dr_jax.agent.prompt import PromptSettings
-from dr_jax.agent.reader import ReaderSettings
+from dr_jax.agent.reading import ReaderSettings
 from dr_jax.agent.tools import ToolSettings
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.batch import BatchSettings
@@ -87,12 +87,15 @@ class RolloutSettings:
         group_size: siblings per question (G); their mean is the baseline, so at least 2.
         in_flight: episodes at once; 0 means groups x group_size.
         staleness: how many versions old a trained token may be; 0 collects every batch with the newest weights.
+        failed_share: most of a group's siblings that the world may fail. With more, the group is dropped, because those who
+            survive an outage are the quick ones, and its question is asked again.
     """
 
     groups: int = 8
     group_size: int = 8
     in_flight: int = 0
     staleness: int = 0
+    failed_share: float = 0.25
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -101,6 +104,8 @@ class RolloutSettings:
             )
         if self.groups < 1 or self.in_flight < 0 or self.staleness < 0:
             raise ValueError(f"{self}: groups of at least 1, in_flight and staleness of at least 0 are needed")
+        if not 0 <= self.failed_share < 1:
+            raise ValueError(f"failed_share = {self.failed_share}; a share from 0 to below 1 is needed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,6 @@ class Progress:
         mismatch_max: the largest difference between engine and trainer so far.
         before: the evaluation before the first update.
         after: the evaluation after the last one.
-        steps_lost: steps in a row in which the world failed every episode.
     """
 
     step: int = 0
@@ -50,7 +49,6 @@ class Progress:
     mismatch_max: float = 0.0
     before: dict[str, Any] | None = None
     after: dict[str, Any] | None = None
-    steps_lost: int = 0
 
 
 def save(run: Run, progress: Progress) -> None:
@@ -59,7 +57,8 @@ def save(run: Run, progress: Progress) -> None:
         "progress": asdict(progress),
         "stream": run.stream.state(),
         "spent": {"queries": run.budget.queries, "money": run.budget.money},
-        "waiting": _GROUPS.dump_python(list(run.waiting), mode="json"),
+        "read": {"calls": run.spending.calls, "tokens": run.spending.tokens, "money": run.spending.money},
+        "waiting": _GROUPS.dump_python(list(run.harvest.waiting), mode="json"),
         "model": {name: list(weight.shape) for name, weight in run.state.weights.items()},
     }
     run.checkpoints.save(progress.step, run.state, host)
@@ -72,9 +71,10 @@ def restore(run: Run) -> Progress:
         _log.warning("there is no checkpoint in %s yet: starting from the first step", run.directory)
         return Progress()
     run.state, host = found
-    run.waiting[:] = _GROUPS.validate_python(host["waiting"])
-    run.stream.restore(host["stream"], held=[group.question_id for group in run.waiting])
+    run.harvest.waiting[:] = _GROUPS.validate_python(host["waiting"])
+    run.stream.restore(host["stream"], held=[group.question_id for group in run.harvest.waiting])
     run.budget.queries, run.budget.money = host["spent"]["queries"], host["spent"]["money"]
+    run.spending.calls, run.spending.tokens, run.spending.money = (host["read"][name] for name in ("calls", "tokens", "money"))
     run.adopt()
     return Progress(**host["progress"])
 

@@ -2,7 +2,8 @@
 
 In:    a query, or a URL
 Out:   hits, or a page; WebError when the asker was wrong or the page is no good, which the policy is shown
-Fails: WorldDownError when the world is at fault (no search provider, no page reader): the episode ends WORLD_FAILED;
+Fails: WorldDownError when the world is at fault (no search provider, no page at all, no page reader): the episode ends
+       WORLD_FAILED;
        BudgetError when searching has cost as much as it may;
        ReplayMiss when a tape is replayed and does not hold what was asked for
 Holds: siblings who ask the same get one request and one extraction; every await has a deadline; `close` leaves no task,
@@ -27,6 +28,7 @@ from dr_jax.web.guard import AllowedHost, Guard, Lookup
 from dr_jax.web.once import Once
 from dr_jax.web.pace import Pace, PaceSettings, QueueError
 from dr_jax.web.page import FORM, Hit, Page, WebError, decoded, encoded
+from dr_jax.web.reach import Reach
 from dr_jax.web.search.budget import Budget
 from dr_jax.web.search.catalogue import remembered_as, templates
 from dr_jax.web.search.desk import Desk
@@ -61,7 +63,7 @@ class WebSettings:
         provider: address, rate and price of each provider.
         local: the texts that `local` searches.
         budget: what searching may cost.
-        breaker: when a provider that fails is left alone.
+        breaker: when a provider that fails is left alone, and likewise all pages together.
         open_s: for one page, retries and extraction included.
         memory_mb: of pages and results kept in memory, so that siblings share them.
         fetch: limits of one request.
@@ -110,7 +112,8 @@ class Web:
     Args:
         settings: provider, limits, tape.
         allow: hosts on addresses that are not public and may be reached all the same, such as littleweb's.
-        metrics: counts and times everything under `web/`.
+        metrics: counts and times everything under `web/`. What was asked for and what the network was asked for differ by
+            what memory and tape held: `web/search_n` and `web/query_n`, `web/open_n` and `web/fetch_n`, `web/tape_hits`.
         lookup: from a name to its addresses; the system's by default.
         budget: of the run, where several `Web`s share it; one of the settings' own by default.
 
@@ -144,6 +147,8 @@ class Web:
             self._fetcher = await stack.enter_async_context(
                 Fetcher(settings.fetch, self._guard, self._pace, metrics, self._lookup)
             )
+            self._reach = Reach(settings.breaker, metrics, self._fetcher.get)
+            stack.push_async_callback(self._reach.close)
             if not self._tape.replays:
                 self._desk = await stack.enter_async_context(self._make_desk())
             half, ages = settings.memory_mb << 19, settings.tape
@@ -197,7 +202,7 @@ class Web:
             The page, or why there is none.
 
         Raises:
-            WorldDownError: our own page readers failed.
+            WorldDownError: our own page readers failed, or no page at all can be reached.
             ReplayMiss: a tape is replayed and does not hold this page.
         """
         self._metrics.add("web/open_n")
@@ -218,7 +223,7 @@ class Web:
         return self._counted(found)
 
     async def healthy(self) -> None:
-        """Wait until a search provider may be asked: at once, unless all of them are left alone because they fail.
+        """Wait until a search provider may be asked and pages can be reached: at once, unless it is known that they cannot.
 
         Raises:
             WorldDownError: they have been down for longer than `breaker.down_s`.
@@ -226,6 +231,7 @@ class Web:
         """
         if not self._tape.replays:
             await self._desk.healthy()
+            await self._reach.healthy()
 
     async def kept(self, kind: str, key: str) -> Any | None:
         """Return what was kept on the tape, or None: nothing, or it is not fresh any more, or there is no tape.
@@ -273,6 +279,7 @@ class Web:
         return found, None if isinstance(found, WebError) and not found.lasting else _entry_of_hits(found)
 
     async def _open(self, url: str) -> Page | WebError:
+        self._metrics.observe("web/open_queue", self._pace.all.waiting)
         try:
             async with self._pace.all.slot(self._settings.pace.queue_s):  # held until the page is read: so few are in memory
                 fetched = await self._fetch(url)
@@ -301,7 +308,7 @@ class Web:
         return await self._tape.once("fetch", url, lambda: self._fetched(url), _fetched_from)
 
     async def _fetched(self, url: str) -> tuple[Fetched | WebError, Entry | None]:
-        found = await self._fetcher.get(url)
+        found = await self._reach.get(url)
         if isinstance(found, WebError):
             return found, Entry(encoded(found), error=True) if found.lasting else None
         meta = {name: value for name, value in asdict(found).items() if name != "body"}
@@ -313,6 +320,7 @@ class Web:
         return await self._tape.once("page", key, lambda: self._extracted(found), _page_from)
 
     async def _extracted(self, found: Fetched) -> tuple[Page | WebError, Entry | None]:
+        self._metrics.observe("web/extract_queue", self._extractors.waiting)
         with timed(self._metrics, "web/extract_s"):
             page = await self._extractors.extract(
                 found.body, found.url, found.content_type, found.charset, truncated=found.truncated

@@ -158,6 +158,7 @@ class Extractors:
         self._places = asyncio.Semaphore(settings.places * (1 + settings.queue))
         self._free: asyncio.LifoQueue[_Worker | None] = asyncio.LifoQueue()  # None: a place whose process is to be started
         self._workers: set[_Worker] = set()
+        self.waiting = 0  # pages that wait for a worker
 
     async def __aenter__(self) -> Extractors:
         try:
@@ -205,6 +206,7 @@ class Extractors:
         Raises:
             WorldDownError: no worker could be started, or none became free in time.
         """
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._settings.queue_s):
                 await self._places.acquire()
@@ -215,6 +217,8 @@ class Extractors:
                     raise
         except TimeoutError:
             raise WorldDownError(f"No page reader became free within {self._settings.queue_s:g} s") from None
+        finally:
+            self.waiting -= 1
         healthy = False
         try:
             async with asyncio.timeout(self._settings.timeout_s):

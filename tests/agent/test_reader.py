@@ -3,16 +3,10 @@ import time
 
 import pytest
 
-from dr_jax.agent.reader import (
-    ExtractiveReader,
-    PolicyReader,
-    ReaderSettings,
-    Reading,
-    Task,
-    best_sentences,
-    make_reader,
-    segments,
-)
+from dr_jax.agent.extractive import ExtractiveReader, best_sentences
+from dr_jax.agent.model_reader import ModelReader, PolicyModel
+from dr_jax.agent.reader import make_reader
+from dr_jax.agent.reading import ReaderSettings, Reading, Task, segments
 from dr_jax.base.metrics import Metrics
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import RequestKey
@@ -81,6 +75,10 @@ async def test_a_small_page_is_read_in_less_than_a_millisecond() -> None:
     assert min(seconds) < 0.001
 
 
+def model_reader(policy: ScriptedPolicy, chat: Chat, settings: ReaderSettings, metrics: Metrics | None = None) -> ModelReader:
+    return ModelReader(PolicyModel(policy, chat, settings.max_new_tokens), settings, metrics or Metrics())
+
+
 def reply(information: str, *, page_down: bool | str) -> str:
     return "Here: " + json.dumps({"information": information, "page_down": page_down, "summary": "s"})
 
@@ -91,7 +89,7 @@ async def test_a_policy_reads_on_as_long_as_it_wants_to_and_pages_last(chat: Cha
         return reply(f"fact {number}" if number != 2 else "", page_down=True)
 
     policy = ScriptedPolicy(chat, script)
-    reader = PolicyReader(policy, chat, ReaderSettings(kind="policy", segment_chars=10, max_segments=4), Metrics())
+    reader = model_reader(policy, chat, ReaderSettings(kind="policy", segment_chars=10, max_segments=4))
     found = await reader.read(page("aaaa bbbb cccc dddd eeee ffff gggg"), Task("main?", "sub?", ("old",)), KEY)
     assert found == (Reading(1, "fact 1"), Reading(3, "fact 3"), Reading(4, "fact 4"))
     asked = [
@@ -115,7 +113,7 @@ def _user(chat: Chat, ids: tuple[int, ...]) -> str:
 
 async def test_a_policy_may_stop(chat: Chat) -> None:
     policy = ScriptedPolicy(chat, [reply("all of it", page_down=False)])
-    reader = PolicyReader(policy, chat, ReaderSettings(segment_chars=10), Metrics())
+    reader = model_reader(policy, chat, ReaderSettings(segment_chars=10))
     assert await reader.read(page("aaaa bbbb cccc dddd"), TASK, KEY) == (Reading(1, "all of it"),)
     assert len(policy.prompts) == 1
 
@@ -126,7 +124,7 @@ async def test_a_policy_may_stop(chat: Chat) -> None:
 )
 async def test_a_reply_that_cannot_be_read_is_counted_and_the_page_is_read_without_a_model(chat: Chat, nonsense: str) -> None:
     metrics = Metrics()
-    reader = PolicyReader(ScriptedPolicy(chat, [nonsense]), chat, ReaderSettings(sentences=1, max_new_tokens=9999), metrics)
+    reader = model_reader(ScriptedPolicy(chat, [nonsense]), chat, ReaderSettings(sentences=1, max_new_tokens=9999), metrics)
     assert await reader.read(page(TOWN), TASK, KEY) == (Reading(1, "Velin was founded by Oren Vash."),)
     assert metrics.drain()["reader/unreadable_replies"] == 1
 
@@ -139,9 +137,18 @@ async def test_a_segment_that_the_model_cannot_hold_is_read_without_it(chat: Cha
     assert metrics.drain()["reader/segments_too_long"] == 1
 
 
+async def test_what_is_known_is_not_told_again_and_a_long_reply_is_cut(chat: Chat) -> None:
+    policy = ScriptedPolicy(chat, lambda key, seen: reply("old" if key.purpose.endswith(":1") else "x" * 900, page_down=True))
+    settings = ReaderSettings(segment_chars=10, max_new_tokens=1000)
+    found = await model_reader(policy, chat, settings).read(page("aaaa bbbb cccc dddd"), Task("q", "s", ("old",)), KEY)
+    assert [reading.page_number for reading in found] == [2]
+    short = model_reader(ScriptedPolicy(chat, [reply("x" * 900, page_down=False)]), chat, ReaderSettings(max_new_tokens=50))
+    assert not (await short.told(page("nothing"), TASK, KEY)).sure  # a reply that goes on for ever is none
+
+
 async def test_two_pages_of_one_turn_have_random_numbers_of_their_own(chat: Chat) -> None:
     policy = ScriptedPolicy(chat, [reply("x", page_down=False)])
-    reader = PolicyReader(policy, chat, ReaderSettings(), Metrics())
+    reader = model_reader(policy, chat, ReaderSettings())
     for name in ("a", "b"):
         await reader.read(Page(f"http://x/{name}", name, TOWN), TASK, KEY)
     assert len(policy.prompts) == 2

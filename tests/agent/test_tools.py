@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
+from dr_jax.agent.extractive import ExtractiveReader
 from dr_jax.agent.prompt import SCHEMAS, PromptSettings, system_prompt
-from dr_jax.agent.reader import ExtractiveReader, Reader, ReaderSettings, Reading, Task
+from dr_jax.agent.reading import Reader, ReaderSettings, Reading, Task
 from dr_jax.agent.tools import Memory, Observation, ToolSettings, Web, bounded, cut
 from dr_jax.agent.world import World
 from dr_jax.base.errors import ConfigError, WorldDownError

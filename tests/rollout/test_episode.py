@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dr_jax.agent.context import STUB, ContextSettings
-from dr_jax.agent.reader import ExtractiveReader, ReaderSettings
+from dr_jax.agent.extractive import ExtractiveReader
+from dr_jax.agent.reading import ReaderSettings
 from dr_jax.agent.tools import ToolSettings
 from dr_jax.agent.world import World
 from dr_jax.base.errors import WorldDownError

@@ -1,6 +1,7 @@
 import asyncio
 
-from dr_jax.agent.reader import ExtractiveReader, ReaderSettings
+from dr_jax.agent.extractive import ExtractiveReader
+from dr_jax.agent.reading import ReaderSettings
 from dr_jax.agent.world import World
 from dr_jax.data.question import Question
 from dr_jax.rewards.total import Total

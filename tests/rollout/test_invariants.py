@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dr_jax.agent.context import ContextSettings
-from dr_jax.agent.reader import ExtractiveReader, ReaderSettings
+from dr_jax.agent.extractive import ExtractiveReader
+from dr_jax.agent.reading import ReaderSettings
 from dr_jax.agent.world import World
 from dr_jax.base.errors import WorldDownError
 from dr_jax.data.question import Question

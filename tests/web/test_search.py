@@ -10,7 +10,8 @@ from aiohttp import web
 from dr_jax.base.errors import UserError
 from dr_jax.web.page import Hit, WebError
 from dr_jax.web.search.catalogue import PROVIDERS, cost, remembered_as, template
-from dr_jax.web.search.provider import Query, vet_query
+from dr_jax.web.search.desk import http_ask
+from dr_jax.web.search.provider import Hits, Query, vet_query
 from dr_jax.web.search.settings import (
     BreakerSettings,
     BudgetSettings,
@@ -24,7 +25,7 @@ from tests.web.conftest import MakeFetcher, Site
 
 KEY = "k3y-0123456789abcdef"
 FOUND = (Hit("Velmora", "https://atlas.org/velmora", "A city."), Hit("Rivers", "https://lists.org/river", ""))
-MakeAsk = Callable[..., Awaitable[HttpAsk]]
+MakeAsk = Callable[..., Awaitable[HttpAsk[Hits]]]
 
 
 def rows(url: str, snippet: str, **more: Any) -> list[dict[str, Any]]:
@@ -72,10 +73,10 @@ NAMES = sorted(ANSWERS)
 
 @pytest.fixture
 def make_ask(make_fetcher: MakeFetcher) -> MakeAsk:
-    async def make(name: str, results: int = 10, **parameters: Any) -> HttpAsk:
+    async def make(name: str, results: int = 10, **parameters: Any) -> HttpAsk[Hits]:
         key = KEY if PROVIDERS[name].key else ""
         query = Query("", results, f"http://{name}.here/search", key, parameters)
-        return HttpAsk(name, PROVIDERS[name], query, await make_fetcher(first_byte_s=0.3))
+        return http_ask(name, PROVIDERS[name], query, await make_fetcher(first_byte_s=0.3))
 
     return make
 
@@ -84,7 +85,7 @@ def answer(site: Site, content: object, status: int = 200, **headers: str) -> No
     site.page("/search", json.dumps(content), status, **{"Content_Type": "application/json"} | headers)
 
 
-async def failing(ask: HttpAsk) -> ProviderError:
+async def failing(ask: HttpAsk[Hits]) -> ProviderError:
     with pytest.raises(ProviderError) as raised:
         await ask("x")
     error = raised.value

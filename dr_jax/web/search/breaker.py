@@ -37,12 +37,19 @@ class Breaker:
         settings: when it opens, for how long.
         metrics: `search/<name>/breaker` is 0 closed, 0.5 half-open, 1 open; counts `search/<name>/breaker_opened`.
         clock: seconds.
+        under: in place of `search`, for what is no search provider.
     """
 
     def __init__(
-        self, name: str, settings: BreakerSettings, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        settings: BreakerSettings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        under: str = "search",
     ) -> None:
-        self._name, self._settings, self._metrics, self._clock = name, settings, metrics, clock
+        self._name, self._settings, self._metrics, self._clock = f"{under}/{name}", settings, metrics, clock
         self._in_a_row, self._change = 0, 0
         self._open_s, self._until = settings.open_s, 0.0
         self._open, self._probing = False, False
@@ -80,7 +87,7 @@ class Breaker:
             self._open, self._probing, self._open_s, self.why = False, False, self._settings.open_s, ""
             self._change += 1
             self._show()
-            _LOG.info("search provider %s is back", self._name)
+            _LOG.info("%s is back", self._name)
 
     def failed(self, ticket: Ticket, why: str, *, for_s: float | None = None, for_good: bool = False) -> None:
         """Count a request that failed.
@@ -101,9 +108,9 @@ class Breaker:
         self._open, self._probing, self._in_a_row, self.why = True, False, 0, why
         self._until = self._clock() + min(wait, self._settings.most_s)
         self._change += 1
-        self._metrics.add(f"search/{self._name}/breaker_opened")
+        self._metrics.add(f"{self._name}/breaker_opened")
         self._show()
-        _LOG.warning("search provider %s is left alone for %.0f s: %s", self._name, self.due_s, why)
+        _LOG.warning("%s is left alone for %.0f s: %s", self._name, self.due_s, why)
 
     def left(self, ticket: Ticket) -> None:
         """Take a ticket back that was not used, or whose request was given up by the asker."""
@@ -112,4 +119,4 @@ class Breaker:
             self._show()
 
     def _show(self) -> None:
-        self._metrics.gauge(f"search/{self._name}/breaker", _SHOWN[self.state])
+        self._metrics.gauge(f"{self._name}/breaker", _SHOWN[self.state])

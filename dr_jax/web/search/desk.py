@@ -12,6 +12,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from dr_jax.base.errors import WorldDownError
@@ -25,7 +26,7 @@ from dr_jax.web.search.budget import Budget
 from dr_jax.web.search.catalogue import PROVIDERS, cost
 from dr_jax.web.search.failover import Failover, Patience
 from dr_jax.web.search.local import Corpus, at_home
-from dr_jax.web.search.provider import Hits, Query
+from dr_jax.web.search.provider import Hits, Provider, Query
 from dr_jax.web.search.settings import SearchSettings
 from dr_jax.web.search.source import Ask, HttpAsk, ProviderError, Source
 from dr_jax.web.workers import Extractors
@@ -70,7 +71,8 @@ class Desk:
             if "local" in self._settings.order:
                 corpus = Corpus(self._settings.local, self._extractors, self._metrics)
                 self._corpus = await stack.enter_async_context(corpus)
-            guard = Guard([*self._allow, *[one for query in self._queries.values() for one in await self._inner(query.url)]])
+            inner = [one for query in self._queries.values() for one in await leave(query.url, self._allow, self._lookup)]
+            guard = Guard([*self._allow, *inner])
             self._fetcher = await stack.enter_async_context(
                 Fetcher(self._fetch, guard, self._pace, self._metrics, self._lookup)
             )
@@ -118,7 +120,7 @@ class Desk:
             return WebError("not_found", f"{url.strip()[:200]} is not in the corpus")
         return found
 
-    def _source(self, name: str) -> Source:
+    def _source(self, name: str) -> Source[Hits]:
         ask, price, slots = self._asking(name)
         breaker = Breaker(name, self._settings.breaker, self._metrics)
         return Source(
@@ -133,34 +135,53 @@ class Desk:
             metrics=self._metrics,
         )
 
-    def _asking(self, name: str) -> tuple[Ask, float, Slots]:
+    def _asking(self, name: str) -> tuple[Ask[Hits], float, Slots]:
         """Return how a provider is asked, what that costs, how often it may be."""
         if (corpus := self._corpus) is not None and name == "local":
             return (lambda query: corpus.search(query, self._settings.results)), 0.0, self._pace.own
         provider, settings = PROVIDERS[name], getattr(self._settings.provider, name)
-        ask = HttpAsk(name, provider, self._queries[name], self._fetcher)
+        ask = http_ask(name, provider, self._queries[name], self._fetcher)
         per_s = settings.per_s or (None if provider.own else provider.per_s)
         concurrent = settings.concurrent or provider.concurrent
         slots = self._pace.own if per_s is None else Slots(concurrent, per_s, max(1, int(per_s)))
         return ask, cost(name, settings, self._settings.results), slots
 
-    async def _inner(self, url: str) -> list[AllowedHost]:
-        """Return leave to reach the server of an address, if it is needed: it is not public, and was not given already."""
-        parts = urlsplit(url)
-        host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
-        if not host or ":" in host or Guard(self._allow).allowed(host) is not None:
+
+def http_ask(name: str, provider: Provider, query: Query, fetcher: Fetcher) -> HttpAsk[Hits]:
+    """Return what makes one request to a search provider; `query` is what all of its queries have in common."""
+    return HttpAsk(
+        name,
+        lambda text: provider.ask(replace(query, text=text)),
+        lambda content: provider.read(content)[: query.results],
+        provider.judge,
+        provider.hint or f"the value of {provider.key}",
+        fetcher,
+    )
+
+
+async def leave(url: str, allow: Iterable[AllowedHost] = (), lookup: Lookup | None = None) -> list[AllowedHost]:
+    """Return leave to reach the server that the settings name, if it needs any: it is not public, and has none already.
+
+    Args:
+        url: of the server.
+        allow: what may be reached already.
+        lookup: from a name to its addresses.
+    """
+    parts = urlsplit(url)
+    host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
+    if not host or ":" in host or Guard(allow).allowed(host) is not None:
+        return []
+    try:
+        found = [str(ipaddress.ip_address(host))]
+    except ValueError:
+        if host in (urlsplit(provider.url).hostname for provider in PROVIDERS.values()):
             return []
         try:
-            found = [str(ipaddress.ip_address(host))]
-        except ValueError:
-            if host in (urlsplit(provider.url).hostname for provider in PROVIDERS.values()):
-                return []
-            try:
-                found = await (self._lookup or _system)(host)
-            except OSError:  # searching will say so
-                return []
-        reached = any(map(is_public, found)) and port in (80, 443)
-        return [] if reached or not found else [AllowedHost(host, found[0], port)]
+            found = await (lookup or _system)(host)
+        except OSError:  # asking it will say so
+            return []
+    reached = any(map(is_public, found)) and port in (80, 443)
+    return [] if reached or not found else [AllowedHost(host, found[0], port)]
 
 
 async def _system(host: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Ask search providers in order, until one answers.
+"""Ask providers in order, until one answers: of search results, or of a reading model's replies.
 
 In:    a vetted query
-Out:   hits; WebError when the query is not taken
+Out:   what was found; WebError when the query is not taken
 Fails: WorldDownError when no provider answers, at once when all are left alone; BudgetError
 Holds: one search ends within its time, shared among the providers that are left to ask; a provider is asked again only where
        that can help; waiting for the world to come back costs one query a time
@@ -14,18 +14,18 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.base.trace import logger
 from dr_jax.web.page import WebError
-from dr_jax.web.search.provider import Hits
-from dr_jax.web.search.source import ProviderError, Source
+from dr_jax.web.recovery import Recovery
+from dr_jax.web.search.source import Found, ProviderError, Source
 
 _LOG = logger(__name__)
 _EARLIER = 0.95  # of a search's time: it is over before those who wait for it lose patience, so that its failure is counted
 _PROBE = "news"  # asked when nothing was asked before
-_LOOK_S = 1.0  # between two looks at whether somebody else's search has brought a provider back
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +47,33 @@ class Patience:
     down_s: float
 
 
-class Failover:
+class Failover(Generic[Found]):
     """Providers in the order in which they are asked.
 
     Args:
         sources: the first is asked first; at least one.
         patience: how long and how often.
-        metrics: counts `search/failovers`; `search/down` is 1 while no provider may be asked.
+        metrics: counts `search/failovers` and `search/retries`; `search/down` is 1 while no provider may be asked.
+        under: in place of `search`.
+        what: a provider is called in messages.
     """
 
-    def __init__(self, sources: Sequence[Source], patience: Patience, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source[Found]],
+        patience: Patience,
+        metrics: Metrics,
+        *,
+        under: str = "search",
+        what: str = "search provider",
+    ) -> None:
         self._sources, self._patience, self._metrics = tuple(sources), patience, metrics
+        self._under, self._what = under, what
         self._last = _PROBE
-        self._recovery: asyncio.Task[None] | None = None
+        self._recovery = Recovery(what, self, self._probe, patience.down_s, metrics, f"{under}/down")
 
-    async def search(self, query: str) -> Hits | WebError:
-        """Search.
+    async def search(self, query: str) -> Found | WebError:
+        """Ask.
 
         Raises:
             WorldDownError: no provider answered.
@@ -79,14 +90,14 @@ class Failover:
             except ProviderError as error:
                 failures.append(str(error))
                 if place + 1 < len(ready):
-                    self._metrics.add("search/failovers")
+                    self._metrics.add(f"{self._under}/failovers")
                 continue
-            self._metrics.gauge("search/down", 0.0)
+            self._metrics.gauge(f"{self._under}/down", 0.0)
             return found
-        self._metrics.gauge("search/down", float(self._down))
-        late = f"Searching took more than {self._patience.search_s:g} s. " if time.monotonic() >= ends else ""
+        self._metrics.gauge(f"{self._under}/down", float(self.down))
+        late = f"It took more than {self._patience.search_s:g} s. " if time.monotonic() >= ends else ""
         alone = [f"{one.name} is left alone: {one.breaker.why}" for one in self._sources if one not in ready]
-        raise WorldDownError(f"{late}No search provider answered. {'; '.join([*failures, *alone])}")
+        raise WorldDownError(f"{late}No {self._what} answered. {'; '.join([*failures, *alone])}")
 
     async def healthy(self) -> None:
         """Wait until a provider may be asked; return at once when one may.
@@ -97,24 +108,28 @@ class Failover:
             WorldDownError: they have been down for too long.
             BudgetError: the budget is used up.
         """
-        while self._down:
-            if self._recovery is None or self._recovery.done():
-                self._recovery = asyncio.create_task(self._recover(), name="search recovery")
-            await asyncio.wait({self._recovery})
-            if not self._recovery.cancelled():
-                self._recovery.result()
+        await self._recovery.healthy()
 
     async def close(self) -> None:
         """Stop waiting for better times."""
-        if self._recovery is not None:
-            self._recovery.cancel()
-            await asyncio.gather(self._recovery, return_exceptions=True)
+        await self._recovery.close()
 
     @property
-    def _down(self) -> bool:
+    def down(self) -> bool:
+        """Whether no provider may be asked."""
         return all(source.breaker.state != "closed" for source in self._sources)
 
-    async def _insist(self, source: Source, query: str, within_s: float) -> Hits | WebError:
+    @property
+    def why(self) -> str:
+        """Why they are left alone."""
+        return "; ".join(source.breaker.why for source in self._sources)
+
+    @property
+    def due_s(self) -> float:
+        """Seconds until one may be tried."""
+        return min(source.breaker.due_s for source in self._sources)
+
+    async def _insist(self, source: Source[Found], query: str, within_s: float) -> Found | WebError:
         """Ask one provider, again where that can help.
 
         Raises:
@@ -131,27 +146,14 @@ class Failover:
                 closed = source.breaker.state == "closed"
                 if not error.again or timeouts > 1 or late or not closed or number == patience.attempts:
                     raise
-                self._metrics.add("search/retries")
+                self._metrics.add(f"{self._under}/retries")
                 await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
-    async def _recover(self) -> None:
-        start = time.monotonic()
-        _LOG.warning("no search provider is up; waiting for one: %s", "; ".join(one.breaker.why for one in self._sources))
-        self._metrics.gauge("search/down", 1.0)
-        while self._down:
-            if time.monotonic() - start > self._patience.down_s:
-                raise WorldDownError(f"No search provider came back within {self._patience.down_s:g} s")
-            due = min(source.breaker.due_s for source in self._sources)
-            await asyncio.sleep(min(due, _LOOK_S) if due else _LOOK_S / 10)
-            for source in self._sources:
-                if source.breaker.state == "half_open":
-                    await self._probe(source)
-        self._metrics.gauge("search/down", 0.0)
-        _LOG.info("searching goes on after %.0f s", time.monotonic() - start)
-
-    async def _probe(self, source: Source) -> None:
-        try:
-            await source.once(self._last, self._patience.search_s)
-        except ProviderError as error:
-            _LOG.info("still down: %s", error)
+    async def _probe(self) -> None:
+        for source in self._sources:
+            if source.breaker.state == "half_open":
+                try:
+                    await source.once(self._last, self._patience.search_s)
+                except ProviderError as error:
+                    _LOG.info("still down: %s", error)

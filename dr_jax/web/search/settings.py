@@ -114,10 +114,11 @@ class BudgetSettings:
 
 @dataclass(frozen=True, slots=True)
 class BreakerSettings:
-    """When a provider is left alone, and for how long.
+    """When a provider is left alone, and for how long; and likewise all pages together.
 
     Args:
-        failures: in a row, of single requests, after which it is. At 30 % failures ten in a row are one in 170,000.
+        failures: in a row, of single requests, after which it is. At 30 % failures ten in a row are one in 170,000. Of pages
+            they must be on three hosts or more.
         open_s: how long at first; doubled each time the probe afterwards fails too.
         most_s: how long at most; also after an answer that time does not cure: a wrong key, no credits.
         hold_s: a pause of up to this long, which the provider asks for by Retry-After, is waited for; for a longer one

@@ -1,7 +1,7 @@
 """Ask one provider, within its rate, its breaker and the budget.
 
 In:    a vetted query
-Out:   hits; WebError when the provider does not take this query
+Out:   what it found; WebError when the provider does not take this query
 Fails: ProviderError, which says what failed and whether asking again may help; BudgetError before more is spent than may be
 Holds: a request is counted before it is sent, and given back when the provider answered that it failed
 """
@@ -13,8 +13,7 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.web.fetch import Fetcher
@@ -22,12 +21,13 @@ from dr_jax.web.pace import QueueError, Slots
 from dr_jax.web.page import WebError
 from dr_jax.web.search.breaker import Breaker, Ticket
 from dr_jax.web.search.budget import Budget
-from dr_jax.web.search.provider import Hits, Provider, Query
+from dr_jax.web.search.provider import Request, Verdict
 
 Failure = Literal["key", "credits", "busy", "server", "timeout", "unreachable", "shape", "status", "queue", "left_alone"]
-Ask = Callable[[str], Awaitable[Hits | WebError]]
+Found = TypeVar("Found")
+Ask = Callable[[str], Awaitable[Found | WebError]]
 
-_BILLED = frozenset({"shape", "timeout", "unreachable"})  # whoever did not say that it failed may have billed it
+BILLED = frozenset({"shape", "timeout", "unreachable"})  # whoever did not say that it failed may have billed it
 _FOR_GOOD = frozenset({"key", "credits"})
 _JITTER_S = 0.25  # those who waited together do not come back together
 
@@ -47,7 +47,7 @@ class ProviderError(Exception):
         self.kind, self.again, self.after_s = kind, again, after_s
 
 
-class Source:
+class Source(Generic[Found]):
     """One provider with everything that guards it.
 
     Args:
@@ -58,29 +58,31 @@ class Source:
         queue_s: how long a query may wait for its turn.
         breaker: leaves it alone when it fails.
         hold_s: how long a pause, asked for by the provider, is waited for; for a longer one it is left alone.
-        budget: of the run.
-        metrics: counts `search/<name>/errors/<kind>`, observes `search/<name>/s`.
+        budget: of the run; None when `ask` counts what it costs.
+        metrics: counts `search/<name>/errors/<kind>`; observes `search/<name>/s`, and `search/<name>/queue`, how many wait.
+        under: in place of `search`.
     """
 
     def __init__(
         self,
         name: str,
-        ask: Ask,
+        ask: Ask[Found],
         *,
         cost: float,
         slots: Slots,
         queue_s: float,
         breaker: Breaker,
         hold_s: float,
-        budget: Budget,
+        budget: Budget | None,
         metrics: Metrics,
+        under: str = "search",
     ) -> None:
-        self.name, self.breaker = name, breaker
+        self.name, self.breaker, self._counted = name, breaker, f"{under}/{name}"
         self._ask, self._cost, self._slots, self._queue_s = ask, cost, slots, queue_s
         self._hold_s, self._held_until = hold_s, 0.0
         self._budget, self._metrics = budget, metrics
 
-    async def once(self, query: str, within_s: float) -> Hits | WebError:
+    async def once(self, query: str, within_s: float) -> Found | WebError:
         """Ask one time.
 
         Args:
@@ -91,6 +93,7 @@ class Source:
             ProviderError: it did not answer.
             BudgetError: the budget is used up; nothing was sent.
         """
+        self._metrics.observe(f"{self._counted}/queue", self._slots.waiting)
         try:
             async with self._slots.slot(min(self._queue_s, within_s)):
                 await self._held(within_s)
@@ -113,22 +116,23 @@ class Source:
         if left > 0:
             await asyncio.sleep(left + random.uniform(0, min(_JITTER_S, left)))
 
-    async def _answered(self, query: str, within_s: float) -> Hits | WebError:
+    async def _answered(self, query: str, within_s: float) -> Found | WebError:
         try:
             async with asyncio.timeout(within_s):
-                with timed(self._metrics, f"search/{self.name}/s"):
+                with timed(self._metrics, f"{self._counted}/s"):
                     return await self._ask(query)
         except TimeoutError:
             raise ProviderError("timeout", f"{self.name} did not answer within {within_s:.3g} s") from None
 
-    async def _sent(self, query: str, ticket: Ticket, within_s: float) -> Hits | WebError:
-        self._budget.take(self.name, self._cost)
+    async def _sent(self, query: str, ticket: Ticket, within_s: float) -> Found | WebError:
+        if self._budget is not None:
+            self._budget.take(self.name, self._cost)
         try:
             found = await self._answered(query, within_s)
         except ProviderError as error:
-            self._metrics.add(f"search/{self.name}/errors/{error.kind}")
-            if error.kind not in _BILLED:
-                self._budget.give_back(self.name, self._cost)
+            self._metrics.add(f"{self._counted}/errors/{error.kind}")
+            if error.kind not in BILLED:
+                self._refund()
             long = error.after_s is not None and error.after_s > self._hold_s
             if error.after_s is not None and not long:
                 self._held_until = max(self._held_until, time.monotonic() + error.after_s)
@@ -136,38 +140,52 @@ class Source:
             self.breaker.failed(ticket, str(error), for_s=for_s, for_good=error.kind in _FOR_GOOD)
             raise
         if isinstance(found, WebError):
-            self._budget.give_back(self.name, self._cost)
+            self._refund()
         self.breaker.went_well(ticket)
         return found
 
+    def _refund(self) -> None:
+        if self._budget is not None:
+            self._budget.give_back(self.name, self._cost)
 
-class HttpAsk:
+
+class HttpAsk(Generic[Found]):
     """Makes one request to a provider and reads its answer.
 
     Args:
         name: as in the settings.
-        provider: its record.
-        query: what every query has in common; its text is put in.
+        ask: from a query to the request.
+        read: from the JSON of an answer to what was found; raises KeyError, TypeError or ValueError when it has another shape.
+        judge: from a status other than 200, and the body, to what it means.
+        look: what to check when it refuses us.
         fetcher: the way out, which may reach the provider.
     """
 
-    def __init__(self, name: str, provider: Provider, query: Query, fetcher: Fetcher) -> None:
-        self._name, self._provider, self._query, self._fetcher = name, provider, query, fetcher
+    def __init__(
+        self,
+        name: str,
+        ask: Callable[[str], Request],
+        read: Callable[[Any], Found],
+        judge: Callable[[int, bytes], Verdict],
+        look: str,
+        fetcher: Fetcher,
+    ) -> None:
+        self._name, self._ask, self._read, self._judge, self._look, self._fetcher = name, ask, read, judge, look, fetcher
 
-    async def __call__(self, text: str) -> Hits | WebError:
+    async def __call__(self, text: str) -> Found | WebError:
         """Ask.
 
         Raises:
             ProviderError: it did not answer.
         """
-        asked = self._provider.ask(replace(self._query, text=text))
+        asked = self._ask(text)
         answer = await self._fetcher.once(asked.method, asked.url, asked.headers, asked.payload)
         if isinstance(answer, WebError):
             raise self._unanswered(answer)
         if answer.status != 200:
             return self._refused(answer.status, answer.body, answer.after_s)
         try:
-            return self._provider.read(json.loads(answer.body))[: self._query.results]
+            return self._read(json.loads(answer.body))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             why = f" ({error})" if type(error) is ValueError and not isinstance(error, json.JSONDecodeError) else ""
             raise ProviderError("shape", f"{self._name} answered in another shape than documented{why}", again=True) from None
@@ -190,12 +208,11 @@ class HttpAsk:
             ProviderError: another one would not be either.
         """
         name, said = self._name, f"(status {status})"
-        match self._provider.judge(status, body):
+        match self._judge(status, body):
             case "bad_query":
                 return WebError("bad_query", "The search provider does not take this query")
             case "key":
-                look = self._provider.hint or f"the value of {self._provider.key}"
-                raise ProviderError("key", f"{name} refuses us {said}: check {look}")
+                raise ProviderError("key", f"{name} refuses us {said}: check {self._look}")
             case "credits":
                 raise ProviderError("credits", f"{name} says that no credits or quota are left {said}")
             case "again" if status in (429, 403):

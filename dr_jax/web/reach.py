@@ -1,0 +1,129 @@
+"""Notice when no page at all can be reached, and say so, instead of calling every page bad.
+
+In:    addresses, and what became of asking them
+Out:   what was found; `healthy` returns when pages can be reached
+Fails: WorldDownError while they cannot: an episode that meets it ends WORLD_FAILED, and is not told that its pages are no good
+Holds: one page, and one host, may fail for ever without being an outage; pages that were seen before are what is tried to find
+       out whether it is over
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from yarl import URL
+
+from dr_jax.base.errors import WorldDownError
+from dr_jax.base.metrics import Metrics
+from dr_jax.web.fetch import Fetched
+from dr_jax.web.page import WebError
+from dr_jax.web.recovery import Recovery
+from dr_jax.web.search.breaker import Breaker
+from dr_jax.web.search.settings import BreakerSettings
+
+_UNANSWERED = frozenset({"unreachable", "timeout", "server"})
+_HOSTS = 3  # that fail in a row, with nothing from any other in between
+_TRIED = 4  # pages that are tried at once
+Get = Callable[[str], Awaitable[Fetched | WebError]]
+
+
+class Reach:
+    """The breaker of all pages together.
+
+    Args:
+        settings: how many in a row must fail, and for how long nothing is asked then.
+        metrics: `web/pages/breaker` is 0 closed, 0.5 half-open, 1 open; `web/pages_down` is 1 while new work waits.
+        get: fetches a page.
+    """
+
+    def __init__(self, settings: BreakerSettings, metrics: Metrics, get: Get) -> None:
+        self._settings, self._get = settings, get
+        self._breaker = Breaker("pages", settings, metrics, under="web")
+        self._seen: OrderedDict[str, str] = OrderedDict()  # the last page that answered, by host
+        self._failing: list[str] = []  # in a row
+        self._recovery = Recovery("way to web pages", self, self._probe, settings.down_s, metrics, "web/pages_down")
+
+    async def get(self, url: str) -> Fetched | WebError:
+        """Fetch a page.
+
+        Raises:
+            WorldDownError: no page can be reached.
+        """
+        if self._breaker.state == "half_open":
+            await self._probe()
+        ticket = self._breaker.enter() if self._breaker.state == "closed" else None
+        if ticket is None:
+            raise self._down()
+        found = await self._get(url)
+        if not isinstance(found, WebError) or found.kind not in _UNANSWERED:
+            self._remember(url)
+            return found
+        self._failing.append(url)
+        if len(self._failing) >= self._settings.failures and len({_host(one) for one in self._failing}) >= _HOSTS:
+            why = f"the last {len(self._failing)} pages could not be reached, at last because {found.message}"
+            del self._failing[:-_TRIED]
+            self._breaker.failed(ticket, why, for_s=0.0)
+        if self.down:  # it may have become so while this page was asked
+            raise self._down()
+        return found
+
+    async def healthy(self) -> None:
+        """Wait until pages can be reached.
+
+        Raises:
+            WorldDownError: it has been too long.
+        """
+        await self._recovery.healthy()
+
+    async def close(self) -> None:
+        """Stop waiting for better times."""
+        await self._recovery.close()
+
+    @property
+    def down(self) -> bool:
+        """Whether no page can be reached."""
+        return self._breaker.state != "closed"
+
+    @property
+    def why(self) -> str:
+        """Why that is thought."""
+        return self._breaker.why
+
+    @property
+    def due_s(self) -> float:
+        """Seconds until it may be tried."""
+        return self._breaker.due_s
+
+    def _down(self) -> WorldDownError:
+        return WorldDownError(f"No web page can be reached: {self._breaker.why or 'it is being tried'}")
+
+    def _remember(self, url: str) -> None:
+        self._failing.clear()
+        host = _host(url)
+        self._seen[host] = url
+        self._seen.move_to_end(host)
+        while len(self._seen) > _TRIED:
+            self._seen.popitem(last=False)
+
+    async def _probe(self) -> None:
+        """Try some pages at once; any answer means that it is over."""
+        ticket = self._breaker.enter() if self._breaker.state == "half_open" else None
+        if ticket is None:
+            return
+        try:
+            tried = list(self._seen.values()) or self._failing[-_TRIED:]
+            found = await asyncio.gather(*(self._get(url) for url in tried))
+            failed = [one for one in found if isinstance(one, WebError) and one.kind in _UNANSWERED]
+            if len(failed) < len(found):
+                self._failing.clear()
+                self._breaker.went_well(ticket)
+            else:
+                self._breaker.failed(ticket, failed[0].message)
+        finally:
+            self._breaker.left(ticket)
+
+
+def _host(url: str) -> str:
+    return URL(url).raw_host or ""

@@ -1,0 +1,74 @@
+"""Chaos: every episode ends, the world's failures are those that were injected, and nothing is left over.
+
+The quick one is part of every run of the tests; the whole storm is `make test-slow`, and prints its figures.
+"""
+
+import pytest
+
+from dr_jax.learn.advantage import informative
+from dr_jax.littleweb.faults import Faults
+from dr_jax.tokens.trajectory import Outcome
+from tests.rollout.weather import SEARCHES, Log, Weather, littleweb, ride
+
+STORM = {"error_rate": 0.20, "hang_rate": 0.05, "garbage_rate": 0.05, "per_attempt": True}
+
+
+def chance(error: float, hang: float) -> float:
+    """Of a search that fails: three failures in a row, or two silences, after which it is not asked a third time."""
+    return (error + hang) ** 3 + hang**2 * (1 - error - hang)
+
+
+def judge(log: Log, weather: Weather) -> str:
+    """Hold what happened against what was injected; return the figures."""
+    assert len(log.lines) == weather.groups * weather.size, "an episode did not end"
+    failed = {line.name for line in log.lines if line.outcome is Outcome.WORLD_FAILED}
+    begin, end = weather.faults.outage_s
+    assert end < log.back < end + 20.0, "nobody noticed the outage, or its end"
+    struck = {line.name for line in log.lines if line.start < log.back and line.end > begin}
+    calm = {line.name for line in log.lines} - struck
+    doomed = {line.name for line in log.lines if line.doomed}
+    assert failed & calm == doomed & calm, "the world failed others than those that were to fail"
+    assert doomed <= failed | struck
+    assert not any(line.rewarded for line in log.lines if line.name in failed), "a failure of the world was rewarded"
+    trained = [one for group in informative(log.groups) for one in group.trainable]
+    assert not {one.id for one in trained} & failed, "a failure of the world was trained"
+    for group in log.groups:
+        lost = sum(one.outcome is Outcome.WORLD_FAILED for one in group.episodes)
+        assert lost <= 0.25 * weather.size or not group.trainable, "lucky survivors were trained"
+    assert log.left == {"tasks": 0, "files": 0, "processes": 0}
+    per_search = chance(STORM["error_rate"] + STORM["garbage_rate"], STORM["hang_rate"])
+    share = 1 - (1 - per_search) ** SEARCHES
+    half = len(log.memory_mb) // 2
+    grown = max(log.memory_mb[half:]) - max(log.memory_mb[:half])
+    return (
+        f"{len(log.lines)} episodes, {weather.in_flight} in flight, in {log.seconds:.0f} s\n"
+        f"WORLD_FAILED {len(failed)}: {len(failed & doomed)} of {len(doomed)} that had a search which was to fail, and "
+        f"{len(failed - doomed)} by the outage\n"
+        f"outside of the outage {len(failed & calm) / max(1, len(calm)):.4f} of {len(calm)} episodes, each of them foreseen; "
+        f"by chance {share:.4f} (a search fails with {per_search:.4f})\n"
+        f"pages that failed and were told to the policy: {sum(line.page_errors for line in log.lines)}; groups dropped: "
+        f"{log.metrics.get('rollout/outage_groups', 0):.0f} of {weather.groups}; trained episodes: {len(trained)}\n"
+        f"the outage lasted {end - begin:g} s; work went on {log.back - end:.1f} s after it\n"
+        f"memory {log.memory_mb[0]:.0f} to {log.memory_mb[-1]:.0f} MB, the second half {grown:+.1f} MB over the first"
+    )
+
+
+async def test_a_squall() -> None:
+    weather = Weather(24, 8, 64, Faults(seed=1, outage_s=(1.0, 3.0), **STORM), hang_s=2.5)
+    with littleweb(weather.faults) as (port, start):
+        log = await ride(weather, port, start)
+    print(judge(log, weather))
+    assert any(line.outcome is Outcome.WORLD_FAILED for line in log.lines)
+    assert any(line.outcome is Outcome.ANSWERED for line in log.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+async def test_two_thousand_episodes_in_a_storm() -> None:
+    weather = Weather(250, 8, 512, Faults(seed=2, outage_s=(10.0, 30.0), **STORM), hang_s=5.0)
+    with littleweb(weather.faults) as (port, start):
+        log = await ride(weather, port, start)
+    print("\n" + judge(log, weather))
+    half = len(log.memory_mb) // 2
+    assert max(log.memory_mb[half:]) < max(log.memory_mb[:half]) + 16, log.memory_mb
+    assert max(line.end for line in log.lines) > 30.0, "all was over before the outage ended"
