@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
+from typing import TextIO
 
 _KEY_LIKE = re.compile(r"(_API_KEY|_TOKEN|_SECRET|_PASSWORD)$")
 
@@ -23,7 +25,7 @@ def configure(level: int = logging.INFO) -> None:
     root = logging.getLogger("dr_jax")
     root.setLevel(level)
     if not root.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
         root.addHandler(handler)
         root.propagate = False
@@ -35,6 +37,14 @@ def redacted(text: str) -> str:
         if len(value) >= 8 and _KEY_LIKE.search(name):
             text = text.replace(value, f"<{name}>")
     return text
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr at that moment: whoever puts another one in its place may close that again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Redacting(logging.Formatter):

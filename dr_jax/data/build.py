@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +23,7 @@ from dr_jax.data.filters.journal import Journal, decided
 from dr_jax.data.filters.leakage import Leakage, WordWeights
 from dr_jax.data.filters.quality import Endpoint, Quality
 from dr_jax.data.filters.wording import Wording
+from dr_jax.data.manifest import Counts
 from dr_jax.data.question import Question
 from dr_jax.data.recipe import HeldOut, Part, Recipe, quotas
 from dr_jax.data.sources.places import Input, inputs
@@ -53,20 +54,6 @@ class Asked:
     normal: Callable[[str], str] = str.casefold
     judge_name: str = ""
     sampler_name: str = ""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened to the questions of one part."""
-
-    rows: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    duplicates: int = 0
-    candidates: int = 0
-    considered: int = 0
-    dropped: dict[str, Counter[str]] = field(default_factory=dict)
-    unsure: Counter[str] = field(default_factory=Counter)
-    drawn: Counter[str] = field(default_factory=Counter)
 
 
 async def build(recipe: Recipe, asked: Asked | None = None, *, told: Told = lambda phase, done, whole: None) -> dict[str, Any]:

@@ -10,18 +10,31 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dr_jax import __version__
 from dr_jax.base.config import to_tree
 from dr_jax.data.recipe import Recipe, quotas
 
-if TYPE_CHECKING:
-    from dr_jax.data.build import Counts
-
 _PLACES = frozenset({"out"})  # where a build stands does not change what it is
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened to the questions of one part."""
+
+    rows: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    candidates: int = 0
+    considered: int = 0
+    dropped: dict[str, Counter[str]] = field(default_factory=dict)
+    unsure: Counter[str] = field(default_factory=Counter)
+    drawn: Counter[str] = field(default_factory=Counter)
 
 
 def made(

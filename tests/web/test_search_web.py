@@ -156,7 +156,7 @@ async def test_an_outage_of_all(site: Site, make_web: MakeWeb) -> None:
         assert await web.search("x")
     counted = metrics.drain()
     assert counted["web/errors/world_down"] == 2
-    assert counted["search/serper/breaker_opened"] == 1
+    assert counted["search/serper/breaker_opened"] >= 1  # more often on a machine so slow that a probe met the outage too
     assert not [task for task in asyncio.all_tasks() if "recovery" in task.get_name()]
 
 
