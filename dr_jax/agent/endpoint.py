@@ -179,7 +179,7 @@ class Endpoint:
         settings: where it is, and its limits.
         system: what it is told before every message.
         max_new_tokens: of a reply.
-        metrics: everything under `reader/`.
+        metrics: everything under `reader/`; `reader/queue` is how many messages wait for their turn.
         spending: of the run.
         lookup: from a name to its addresses; the system's by default.
 
@@ -200,6 +200,7 @@ class Endpoint:
         self._settings, self._system, self._max_new_tokens = settings, system, max_new_tokens
         self._metrics, self._spending = metrics, spending or Spending(settings, metrics)
         self._key, self._lookup = _key(settings), lookup
+        self._asking = 0
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Endpoint:
@@ -238,7 +239,11 @@ class Endpoint:
             WorldDownError: it did not answer.
             BudgetError: it has cost as much as it may.
         """
-        found = await self._failover.search(asked)
+        self._asked(1)
+        try:
+            found = await self._failover.search(asked)
+        finally:
+            self._asked(-1)
         return None if isinstance(found, WebError) else found.text
 
     async def healthy(self) -> None:
@@ -249,6 +254,10 @@ class Endpoint:
             BudgetError: it has cost as much as it may.
         """
         await self._failover.healthy()
+
+    def _asked(self, change: int) -> None:
+        self._asking += change
+        self._metrics.gauge("reader/queue", max(0, self._asking - self._settings.concurrent))
 
     def _request(self, asked: str) -> Request:
         settings = self._settings

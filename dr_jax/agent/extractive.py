@@ -20,9 +20,11 @@ from dr_jax.web.page import Page
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"[^\n.!?]+(?:[.!?]+(?!\s)[^\n.!?]+)*[.!?]*")
 # Words that match everywhere and mean nothing here; other languages do without such a list.
-_EMPTY = re.compile(
-    r"a|an|and|are|as|at|be|by|did|do|does|for|from|had|has|have|how|in|is|it|its|many|much|of|on|or|that|the|their|this|to|was|"
-    r"were|what|when|where|which|who|whom|whose|why|will|with"
+_EMPTY = frozenset(
+    _WORD.findall(
+        "a an and are as at be by did do does for from had has have how in is it its many much of on or that the their this to "
+        "was were what when where which who whom whose why will with"
+    )
 )
 _SENTENCE_CHARS = 600  # a longer run without a full stop is cut: minified text, lists, other scripts
 
@@ -57,23 +59,23 @@ def best_sentences(segment: str, task: Task, count: int, *, known: str = "", tit
     """
     wanted = Counter(_words(task.sub_question) * 2 + _words(task.question))
     weights = {word: times * (0.1 if word in _words(title) else 1.0) for word, times in wanted.items()}
-    found = {one: Counter(_words(one)) for one in _sentences(segment) if one not in known}
-    sentences = [one for one, bag in found.items() if bag.keys() - wanted.keys()]
-    bags = [found[one] for one in sentences]
-    mean = sum(map(Counter.total, bags)) / max(len(bags), 1)
-    frequency = Counter(word for bag in bags for word in bag if word in wanted)
+    rows: list[tuple[str, Counter[str], int]] = []  # a sentence, the words of it that were asked for, how many it has in all
+    for sentence in dict.fromkeys(_sentences(segment)):
+        words = _words(sentence)
+        asked = [word for word in words if word in weights]
+        if len(asked) < len(words) and sentence not in known:
+            rows.append((sentence, Counter(asked), len(words)))
+    mean = sum(count for _, _, count in rows) / max(len(rows), 1)
+    frequency = Counter(word for _, asked, _ in rows for word in asked)
+    rarity = {word: math.log(1 + (len(rows) - often + 0.5) / (often + 0.5)) for word, often in frequency.items()}
 
-    def score(bag: Counter[str]) -> float:
-        total = 0.0
-        for word, weight in weights.items():
-            if word in bag:
-                rarity = math.log(1 + (len(bags) - frequency[word] + 0.5) / (frequency[word] + 0.5))
-                total += weight * rarity * bag[word] * 2.2 / (bag[word] + 1.2 * (0.25 + 0.75 * bag.total() / mean))
-        return total
+    def score(asked: Counter[str], count: int) -> float:
+        long = 1.2 * (0.25 + 0.75 * count / mean)
+        return sum(weights[word] * rarity[word] * times * 2.2 / (times + long) for word, times in asked.items())
 
-    scores = [score(bag) for bag in bags]
-    best = sorted(range(len(sentences)), key=lambda place: (-scores[place], place))[:count]
-    return [sentences[place] for place in sorted(best) if scores[place] > 0]
+    scores = [score(asked, words) for _, asked, words in rows]
+    best = sorted(range(len(rows)), key=lambda place: (-scores[place], place))[:count]
+    return [rows[place][0] for place in sorted(best) if scores[place] > 0]
 
 
 def _sentences(segment: str) -> Iterator[str]:
@@ -92,4 +94,4 @@ def _covered(sub_question: str, said: Sequence[str]) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in map(str.lower, _WORD.findall(text)) if not _EMPTY.fullmatch(word)]
+    return [word for word in _WORD.findall(text.lower()) if word not in _EMPTY]

@@ -66,26 +66,29 @@ class Metrics:
 
 
 class Under(Metrics):
-    """The same numbers below a further name, for a second part of a kind: `Under(metrics, "reader")`."""
+    """The same metrics, for a second part of a kind: what it counts stands below a further name.
+
+    Args:
+        metrics: all of them; whoever drains either drains both.
+        prefix: such as `reader`.
+    """
+
+    _prefix: str
 
     def __init__(self, metrics: Metrics, prefix: str) -> None:
-        self._metrics, self._prefix = metrics, prefix
+        self.__dict__ = {**metrics.__dict__, "_prefix": prefix}  # the same numbers, under the same lock
 
     def add(self, name: str, amount: float = 1.0) -> None:
         """Add to a count."""
-        self._metrics.add(f"{self._prefix}/{name}", amount)
+        super().add(f"{self._prefix}/{name}", amount)
 
     def gauge(self, name: str, value: float) -> None:
         """Set a value."""
-        self._metrics.gauge(f"{self._prefix}/{name}", value)
+        super().gauge(f"{self._prefix}/{name}", value)
 
     def observe(self, name: str, value: float) -> None:
         """Record one of many values."""
-        self._metrics.observe(f"{self._prefix}/{name}", value)
-
-    def drain(self) -> dict[str, float]:
-        """Drain everything, what others have counted too."""
-        return self._metrics.drain()
+        super().observe(f"{self._prefix}/{name}", value)
 
 
 @contextmanager

@@ -13,7 +13,11 @@ import jax.numpy as jnp
 
 from dr_jax.model.decoder import Weights
 
-_A, _B = 2654435761, 2246822519  # odd, with bits all over: Knuth's multiplier, and one of xxHash's
+_PLACE = 2654435761  # Knuth's multiplier
+_ROUNDS = (
+    (16, 0x85EBCA6B),
+    (13, 0xC2B2AE35),
+)  # MurmurHash3's finalizer: every bit changes half of the result
 
 
 def fingerprint(weights: Weights) -> str:
@@ -33,4 +37,7 @@ def _mixed(weight: jax.Array) -> jax.Array:
     place = jnp.zeros(weight.shape, jnp.uint32)
     for axis, size in enumerate(weight.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, weight.shape, axis)
-    return jnp.sum((bits + place * jnp.uint32(_A)) * (place * jnp.uint32(_B) | jnp.uint32(1)), dtype=jnp.uint32)
+    mixed = bits ^ (place * jnp.uint32(_PLACE))
+    for shift, factor in _ROUNDS:
+        mixed = (mixed ^ (mixed >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return jnp.sum(mixed ^ (mixed >> jnp.uint32(16)), dtype=jnp.uint32)

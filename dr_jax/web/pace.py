@@ -59,7 +59,6 @@ class Slots:
         self._places = asyncio.Semaphore(at_once)
         self._rate = None if per_s is None else AsyncLimiter(burst, burst / per_s)
         self.users = 0
-        self.waiting = 0
 
     @asynccontextmanager
     async def slot(self, queue_s: float) -> AsyncIterator[None]:
@@ -70,7 +69,6 @@ class Slots:
         """
         self.users += 1
         try:
-            self.waiting += 1
             try:
                 async with asyncio.timeout(queue_s):
                     await self._places.acquire()
@@ -82,8 +80,6 @@ class Slots:
                         raise
             except TimeoutError:
                 raise QueueError from None
-            finally:
-                self.waiting -= 1
             try:
                 yield
             finally:

@@ -35,7 +35,7 @@ class Reach:
     Args:
         settings: how many in a row must fail, and for how long nothing is asked then.
         metrics: `web/pages/breaker` is 0 closed, 0.5 half-open, 1 open; `web/pages_down` is 1 while new work waits.
-        get: fetches a page.
+        get: fetches a page, to see whether it can be.
     """
 
     def __init__(self, settings: BreakerSettings, metrics: Metrics, get: Get) -> None:
@@ -45,8 +45,12 @@ class Reach:
         self._failing: list[str] = []  # in a row
         self._recovery = Recovery("way to web pages", self, self._probe, settings.down_s, metrics, "web/pages_down")
 
-    async def get(self, url: str) -> Fetched | WebError:
+    async def asked(self, url: str, get: Callable[[], Awaitable[Fetched | WebError]]) -> Fetched | WebError:
         """Fetch a page.
+
+        Args:
+            url: of the page.
+            get: fetches it.
 
         Raises:
             WorldDownError: no page can be reached.
@@ -56,7 +60,7 @@ class Reach:
         ticket = self._breaker.enter() if self._breaker.state == "closed" else None
         if ticket is None:
             raise self._down()
-        found = await self._get(url)
+        found = await get()
         if not isinstance(found, WebError) or found.kind not in _UNANSWERED:
             self._remember(url)
             return found

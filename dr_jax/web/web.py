@@ -279,7 +279,6 @@ class Web:
         return found, None if isinstance(found, WebError) and not found.lasting else _entry_of_hits(found)
 
     async def _open(self, url: str) -> Page | WebError:
-        self._metrics.observe("web/open_queue", self._pace.all.waiting)
         try:
             async with self._pace.all.slot(self._settings.pace.queue_s):  # held until the page is read: so few are in memory
                 fetched = await self._fetch(url)
@@ -308,7 +307,7 @@ class Web:
         return await self._tape.once("fetch", url, lambda: self._fetched(url), _fetched_from)
 
     async def _fetched(self, url: str) -> tuple[Fetched | WebError, Entry | None]:
-        found = await self._reach.get(url)
+        found = await self._reach.asked(url, lambda: self._fetcher.get(url))
         if isinstance(found, WebError):
             return found, Entry(encoded(found), error=True) if found.lasting else None
         meta = {name: value for name, value in asdict(found).items() if name != "body"}
@@ -320,7 +319,7 @@ class Web:
         return await self._tape.once("page", key, lambda: self._extracted(found), _page_from)
 
     async def _extracted(self, found: Fetched) -> tuple[Page | WebError, Entry | None]:
-        self._metrics.observe("web/extract_queue", self._extractors.waiting)
+        self._metrics.gauge("web/extract_queue", self._extractors.waiting)
         with timed(self._metrics, "web/extract_s"):
             page = await self._extractors.extract(
                 found.body, found.url, found.content_type, found.charset, truncated=found.truncated

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from dr_jax.base.metrics import Metrics, bootstrap_interval, timed
+from dr_jax.base.metrics import Metrics, Under, bootstrap_interval, timed
 from dr_jax.base.trace import configure, redacted
 
 
@@ -37,3 +37,19 @@ def test_no_secret_reaches_a_log_line(monkeypatch: pytest.MonkeyPatch, capsys: p
     configure()
     logging.getLogger("dr_jax.x").warning("sent 0123456789abcdef away")
     assert redacted("key 0123456789abcdef.") == "key <SERPER_API_KEY>."
+
+
+def test_a_second_part_counts_below_a_name_of_its_own() -> None:
+    metrics = Metrics()
+    second = Under(metrics, "reader")
+    metrics.add("engine/tokens", 2)
+    second.add("engine/tokens", 3)
+    second.gauge("engine/waiting", 1)
+    with timed(second, "engine/s"):
+        pass
+    found = metrics.drain()
+    assert (found["engine/tokens"], found["reader/engine/tokens"], found["reader/engine/waiting"]) == (2, 3, 1)
+    assert found["reader/engine/s_n"] == 1
+    second.add("engine/tokens")
+    assert second.drain()["reader/engine/tokens"] == 1
+    assert metrics.drain() == {"reader/engine/waiting": 1}

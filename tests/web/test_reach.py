@@ -42,9 +42,9 @@ async def network() -> AsyncIterator[Network]:
     assert not [task for task in asyncio.all_tasks() if "recovery" in task.get_name()]
 
 
-async def opened(reach: Reach, url: str) -> str:
+async def opened(reach: Reach, network: Network, url: str) -> str:
     try:
-        found = await reach.get(url)
+        found = await reach.asked(url, lambda: network.get(url))
     except WorldDownError:
         return "down"
     return found.kind if isinstance(found, WebError) else "page"
@@ -53,7 +53,7 @@ async def opened(reach: Reach, url: str) -> str:
 async def test_a_host_that_is_dead_is_a_bad_page_for_ever(network: Network) -> None:
     network.dead = {"a.org", "b.org"}
     reach = Reach(QUICK, Metrics(), network.get)
-    assert {await opened(reach, f"http://{host}.org/{n}") for n in range(20) for host in "ab"} == {"unreachable"}
+    assert {await opened(reach, network, f"http://{host}.org/{n}") for n in range(20) for host in "ab"} == {"unreachable"}
     assert not reach.down
 
 
@@ -61,18 +61,18 @@ async def test_any_answer_in_between_shows_that_the_web_is_there(network: Networ
     network.dead = {f"{n}.org" for n in range(100)}
     reach = Reach(QUICK, Metrics(), network.get)
     for n in range(100):
-        assert await opened(reach, f"http://{n}.org/") == "unreachable"
+        assert await opened(reach, network, f"http://{n}.org/") == "unreachable"
         if n % 5 == 4:
-            assert await opened(reach, "http://alive.org/gone") == "not_found"
+            assert await opened(reach, network, "http://alive.org/gone") == "not_found"
 
 
 async def test_an_outage_is_the_worlds_and_is_over_when_pages_that_were_seen_answer(network: Network) -> None:
     metrics = Metrics()
     reach = Reach(QUICK, metrics, network.get)
     for n in range(6):
-        assert await opened(reach, f"http://seen{n}.org/") == "page"
+        assert await opened(reach, network, f"http://seen{n}.org/") == "page"
     network.cut = True
-    first = [await opened(reach, f"http://new{n}.org/") for n in range(8)]
+    first = [await opened(reach, network, f"http://new{n}.org/") for n in range(8)]
     assert first == [*["unreachable"] * 5, "down", "down", "down"]
     asked = len(network.asked)
     waiting = [asyncio.create_task(reach.healthy()) for _ in range(30)]
@@ -86,25 +86,25 @@ async def test_an_outage_is_the_worlds_and_is_over_when_pages_that_were_seen_ans
     network.cut = False
     await asyncio.wait_for(asyncio.gather(*waiting), 5.0)
     assert metrics.drain()["web/pages_down"] == 0.0
-    assert await opened(reach, "http://seen2.org/") == "page"
-    assert await opened(reach, "http://new1.org/") == "unreachable"
+    assert await opened(reach, network, "http://seen2.org/") == "page"
+    assert await opened(reach, network, "http://new1.org/") == "unreachable"
     await reach.close()
 
 
 async def test_whoever_asks_finds_out_too_when_nobody_waits(network: Network) -> None:
     reach = Reach(QUICK, Metrics(), network.get)
     network.cut = True
-    assert [await opened(reach, f"http://new{n}.org/") for n in range(6)][-1] == "down"
+    assert [await opened(reach, network, f"http://new{n}.org/") for n in range(6)][-1] == "down"
     network.cut = False
-    assert await opened(reach, "http://new.org/") == "down"
+    assert await opened(reach, network, "http://new.org/") == "down"
     await asyncio.sleep(0.15)
-    assert await opened(reach, "http://new.org/") == "page"
+    assert await opened(reach, network, "http://new.org/") == "page"
 
 
 async def test_what_is_under_way_when_it_begins_is_not_told_to_be_a_bad_page(network: Network) -> None:
     reach = Reach(QUICK, Metrics(), network.get)
     network.cut = True
-    found = await asyncio.gather(*(opened(reach, f"http://new{n}.org/") for n in range(100)))
+    found = await asyncio.gather(*(opened(reach, network, f"http://new{n}.org/") for n in range(100)))
     assert found == ["unreachable"] * 5 + ["down"] * 95
 
 
@@ -112,7 +112,7 @@ async def test_waiting_has_an_end(network: Network) -> None:
     reach = Reach(BreakerSettings(failures=3, open_s=0.05, most_s=0.1, down_s=0.3), Metrics(), network.get)
     network.cut = True
     for n in range(3):
-        await opened(reach, f"http://new{n}.org/")
+        await opened(reach, network, f"http://new{n}.org/")
     with pytest.raises(WorldDownError, match=r"within 0\.3 s"):
         await reach.healthy()
     await reach.close()

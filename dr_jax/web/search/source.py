@@ -59,7 +59,7 @@ class Source(Generic[Found]):
         breaker: leaves it alone when it fails.
         hold_s: how long a pause, asked for by the provider, is waited for; for a longer one it is left alone.
         budget: of the run; None when `ask` counts what it costs.
-        metrics: counts `search/<name>/errors/<kind>`; observes `search/<name>/s`, and `search/<name>/queue`, how many wait.
+        metrics: counts `search/<name>/errors/<kind>`, observes `search/<name>/s`.
         under: in place of `search`.
     """
 
@@ -93,7 +93,6 @@ class Source(Generic[Found]):
             ProviderError: it did not answer.
             BudgetError: the budget is used up; nothing was sent.
         """
-        self._metrics.observe(f"{self._counted}/queue", self._slots.waiting)
         try:
             async with self._slots.slot(min(self._queue_s, within_s)):
                 await self._held(within_s)
