@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from typing import Annotated
@@ -64,6 +63,3 @@ def run() -> None:
     except DrJaxError as error:
         sys.stderr.write(redacted(f"dr-jax: {error}\n"))
         raise SystemExit(1) from None
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.stderr.write("dr-jax: interrupted; `--resume` goes on from the last checkpoint\n")
-        raise SystemExit(130) from None

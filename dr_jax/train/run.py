@@ -139,15 +139,15 @@ class Stage:
 
     async def _served(self, split: Split) -> tuple[tuple[puzzles.Puzzle, ...], tuple[AllowedHost, ...]]:
         here, training = self.settings.littleweb, split == "train"
-        seed, count = (here.train_seed, self.settings.data.questions) if training else (here.eval_seed, self._asked)
+        seed, count = (here.train_seed, self.settings.data.questions) if training else (here.eval_seed, self._held_out)
         world = build(WorldSettings(seed=seed, entities=here.entities, split=split))
         site = await self._stack.enter_async_context(serve(world, faults=here.faults))
         drawn = puzzles.draw(world, count, hops=self.settings.data.hops, seed=self.settings.seed if training else 0)
         return tuple(drawn), (AllowedHost(suffix="littleweb", address="127.0.0.1", port=site.port),)
 
     @property
-    def _asked(self) -> int:
-        return max(1, self.settings.data.limit or self.settings.eval.questions)
+    def _held_out(self) -> int:
+        return max(1, self.settings.eval.questions)  # `dr-jax ask` takes its question from here as well
 
     async def attempt(self, question: Question, place: Place, settings: EpisodeSettings, watch: Watch | None = None) -> Episode:
         """Run one episode of an evaluation; its random numbers depend on the question alone."""
@@ -170,7 +170,6 @@ class Run(Stage):
     """A stage that learns.
 
     Args:
-        directory: where the run writes.
         train: the world that is trained in.
         questions: to train on.
         held_out: to measure with.
@@ -181,7 +180,6 @@ class Run(Stage):
         self,
         stage: Stage,
         stack: AsyncExitStack,
-        directory: Path,
         train: Place,
         questions: Sequence[Question],
         held_out: Sequence[Question],
@@ -189,7 +187,7 @@ class Run(Stage):
         super().__init__(stage.settings, stage.actor, stage.metrics, stack, stage.reading)
         self.budget, self.spending, self._places, self._endpoint = stage.budget, stage.spending, stage._places, stage._endpoint
         settings, actor = self.settings, self.actor
-        self.directory, self.held_out = directory, list(held_out)
+        self.held_out = list(held_out)
         self.questions = {question.id: question for question in questions}
         self._train, self._total = train, Total(settings.reward)
         axes = {name: spec.axes for name, spec in describe(actor.sizes).items()}
@@ -201,8 +199,17 @@ class Run(Stage):
         self.rows_multiple = row_ways(actor.mesh)
         self.stream = Stream(list(questions), settings.seed)
         self.harvest = Harvest(settings.rollout.groups, self.metrics)
-        where = settings.checkpoint.directory or directory / "checkpoints"
-        self.checkpoints = Checkpoints(where, keep=settings.checkpoint.keep)
+
+    def write_to(self, directory: Path, *, resume: bool) -> None:
+        """Name the directory of the run and open its checkpoints.
+
+        Raises:
+            ConfigError: there are checkpoints of another run.
+        """
+        kept = self.settings.checkpoint
+        self.directory = directory
+        self.checkpoints = Checkpoints(kept.directory or directory / "checkpoints", keep=kept.keep, resume=resume)
+        self._stack.callback(self.checkpoints.close)
 
     @property
     def version(self) -> int:
@@ -286,14 +293,11 @@ async def opened_stage(settings: Settings, metrics: Metrics, told: Told) -> Asyn
 
 
 @asynccontextmanager
-async def opened(settings: Settings, directory: Path, metrics: Metrics, told: Told) -> AsyncIterator[Run]:
-    """Open a run with all its parts; questions and batch are checked before anything is compiled."""
+async def opened(settings: Settings, metrics: Metrics, told: Told) -> AsyncIterator[Run]:
+    """Open a run with all its parts; nothing is compiled or written yet."""
     async with opened_stage(settings, metrics, told) as (stage, stack):
         train, held_out_place = await stage.place("train"), await stage.place("eval")
         questions = training_questions(settings, train.drawn)
         held_out = eval_questions(settings, held_out_place.drawn, alone=False)
         refuse_overlap(questions, held_out)
-        run = Run(stage, stack, directory, train, questions, held_out)
-        stack.callback(run.checkpoints.close)
-        stage.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
-        yield run
+        yield Run(stage, stack, train, questions, held_out)
