@@ -82,12 +82,10 @@ def command(
 
 
 def _of_config(config: Path, overrides: list[str]) -> tuple[_Settings, WorldSettings]:
-    from dr_jax.littleweb.world import WorldSettings
     from dr_jax.train.settings import Settings
 
     settings = read(Settings, config, overrides)
-    here = settings.littleweb
-    return _Settings(settings.web, settings.reader), WorldSettings(seed=here.train_seed, entities=here.entities)
+    return _Settings(settings.web, settings.reader), settings.littleweb.world("train")
 
 
 def _permission(text: str) -> AllowedHost:
@@ -135,6 +133,11 @@ def _open_file(file: Path, settings: WebSettings) -> Page | WebError:
 
 
 async def _open(url: str, settings: WebSettings, world: WorldSettings, allowed: tuple[AllowedHost, ...]) -> Page | WebError:
+    if settings.gateways:
+        from dr_jax.train.worlds import way_out
+
+        async with way_out(settings, world) as remote:
+            return await remote.open(url)
     if "local" not in settings.order:  # nothing is searched, so nobody needs a key
         settings = replace(settings, search="littleweb")
     async with AsyncExitStack() as stack:
