@@ -153,6 +153,8 @@ class RemoteWeb:
             WorldDownError: there is none left, or none in time.
         """
         while True:
+            if self._session.closed:
+                raise WorldDownError("The way to the web was closed while something was on its way")
             ready = [peer for peer in self._peers if peer not in down and not peer.rests_s]
             left = ends - time.monotonic()
             if ready and left > 0:
@@ -185,18 +187,18 @@ class RemoteWeb:
             UserError: none is; or one is not the right one.
         """
         found = await asyncio.gather(*(peer.greet() for peer in self._peers), return_exceptions=True)
-        for peer, error in zip(self._peers, found, strict=True):
-            if isinstance(error, PeerError):
-                peer.failed(str(error))
-            elif error is not None:
+        silent = {peer: error for peer, error in zip(self._peers, found, strict=True) if error is not None}
+        for error in silent.values():
+            if not isinstance(error, PeerError):
                 raise error
-        silent = [peer for peer, error in zip(self._peers, found, strict=True) if error is not None]
         if len(silent) == len(self._peers):
             raise UserError(
-                f"No gateway can be reached: {'; '.join(f'{peer.url} ({peer.why})' for peer in silent)}",
+                f"No gateway can be reached: {'; '.join(f'{peer.url} ({error})' for peer, error in silent.items())}",
                 needed="at least one of web.gateways",
                 fix="start one there (`dr-jax web-gateway CONFIG --host ADDRESS --port PORT`), or leave web.gateways out",
             )
+        for peer, error in silent.items():
+            peer.failed(str(error))
         self._metrics.gauge("gateways/ready", len(self._peers) - len(silent))
 
     async def _watch(self) -> None:

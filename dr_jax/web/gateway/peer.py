@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from typing import Any
 
@@ -142,7 +143,9 @@ class Peer:
         except TimeoutError:
             raise PeerError("it did not answer in time") from None
         except aiohttp.ClientConnectorError as error:
-            raise PeerError(f"no connection: {error.os_error.strerror or type(error.os_error).__name__}") from None
+            known = (error.errno or 0) > 0  # a name that cannot be resolved has a number of another kind
+            why = os.strerror(error.errno) if known else error.os_error.strerror or type(error.os_error).__name__
+            raise PeerError(f"no connection: {why}") from None
         except (aiohttp.ClientError, OSError) as error:
             raise PeerError(f"it broke off ({type(error).__name__})") from None
 
