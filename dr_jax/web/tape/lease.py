@@ -3,7 +3,8 @@
 In:    (kind, key) that the tape does not hold, and who wants to ask
 Out:   the entry after all; "mine": ask; "orphaned": ask, but somebody who is gone was asking, and may have been billed;
        "theirs": somebody who lives is asking
-Holds: a claim counts until its time is over, or until its process is seen to be dead, whichever is first
+Holds: a claim counts until its time is over, or until its process is seen to be dead, whichever is first; it is not forgotten
+       before somebody else has taken it over
 """
 
 from __future__ import annotations

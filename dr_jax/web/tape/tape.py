@@ -36,9 +36,9 @@ class Tape:
 
     Args:
         settings: mode, file, freshness.
-        metrics: counts `web/tape_hits` (what was not asked for), `web/tape_waits` (for another process), `web/tape_orphans`
-            (what a process was asking that is gone: all that may have been paid for twice), `web/tape_evicted`,
-            `web/tape_errors`.
+        metrics: counts `web/tape_hits` (what was not asked for), `web/tape_waits` (for another process),
+            `web/tape_orphans/<kind>` (what a process was asking that is gone, and is asked again: no other search is paid for
+            twice while the file works), `web/tape_evicted`, `web/tape_errors`.
     """
 
     def __init__(self, settings: TapeSettings, metrics: Metrics) -> None:
@@ -162,7 +162,7 @@ class Tape:
                 if found in ("mine", "orphaned"):
                     self._hold(kind, key)
                 if found == "orphaned":
-                    self._metrics.add("web/tape_orphans")
+                    self._metrics.add(f"web/tape_orphans/{kind}")
                 return found if isinstance(found, Entry) else None  # without a file, everybody asks
             if pause == _PAUSE_S:
                 self._metrics.add("web/tape_waits")
