@@ -125,6 +125,25 @@ async def test_a_frozen_gateway_is_given_up_with_what_is_under_way_there() -> No
     assert sorted(told.asked) == sorted(QUERIES)
 
 
+async def test_what_a_stopping_gateway_has_begun_is_waited_for() -> None:
+    """Where tapes are not shared, asking elsewhere would buy it again."""
+    told, metrics = ToldWeb(), Metrics()
+    told.go.clear()
+    serving = gateways(told, grace_s=20.0)
+    (one,) = await serving.__aenter__()
+    async with gateways(ToldWeb()) as (two,), remote(one.url, two.url, metrics=metrics) as web:
+        searches = [asyncio.create_task(web.search(query)) for query in QUERIES]
+        await until(lambda: told.asked and sum(search.done() for search in searches) + len(told.asked) == len(QUERIES))
+        ending = asyncio.create_task(serving.__aexit__(None, None, None))
+        await until(lambda: "stopping" in web._peers[0].why)
+        await asyncio.sleep(0.5)  # many looks at its health
+        assert web._peers[0].in_flight == len(told.asked)
+        told.go.set()
+        assert await asyncio.gather(*searches) == [(HIT,)] * len(QUERIES)
+        assert "gateways/failures" not in metrics.drain()
+        await asyncio.wait_for(ending, 20)
+
+
 async def test_a_full_gateway_is_passed_over_and_not_blamed() -> None:
     full, other = ToldWeb(), ToldWeb()
     full.go.clear()
@@ -146,7 +165,7 @@ async def test_where_the_world_is_down_another_gateway_is_asked_once() -> None:
         assert not web._peers[0].rests_s
         well.outcome = WorldDownError("no provider here either")
         before = len(down.asked) + len(well.asked)
-        with pytest.raises(WorldDownError, match=r"\(gateway http://127\.0\.0\.1:\d+\)"):
+        with pytest.raises(WorldDownError, match=r"no provider .*\(gateway http://127\.0\.0\.1:\d+\)"):
             await web.search("x")
         assert len(down.asked) + len(well.asked) == before + 2
 

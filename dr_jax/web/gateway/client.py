@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -56,7 +56,7 @@ class RemoteWeb:
     async def __aenter__(self) -> RemoteWeb:
         settings = self._settings.gateway
         headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_s)
+        timeout = aiohttp.ClientTimeout(total=None, connect=settings.connect_s)
         connector = aiohttp.TCPConnector(limit=0)
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=headers, timeout=timeout
@@ -82,13 +82,13 @@ class RemoteWeb:
         asked = vet_query(query)
         if isinstance(asked, WebError):
             return self._counted(asked)
-        with timed(self._metrics, "web/search_s"):
+        with timed(self._metrics, "web/search_s"), self._failures():
             return self._counted(await self._ask(wire.SEARCH, {"query": asked}, asked, wire.read_hits))
 
     async def open(self, url: str) -> Page | WebError:
         """Open a page, as `Web.open` does."""
         self._metrics.add("web/open_n")
-        with timed(self._metrics, "web/open_s"):
+        with timed(self._metrics, "web/open_s"), self._failures():
             return self._counted(await self._ask(wire.OPEN, {"url": url}, url, wire.read_page))
 
     async def healthy(self) -> None:
@@ -160,7 +160,6 @@ class RemoteWeb:
             if ready and left > 0:
                 return self._best(topic, ready)
             if down or left <= 0:
-                self._metrics.add("web/errors/world_down")
                 raise next(iter(down.values())) if down else self._all_silent()
             rest = min(peer.rests_s for peer in self._peers)
             await asyncio.sleep(max(0.0, min(left, rest, self._settings.gateway.probe_s)))
@@ -206,6 +205,14 @@ class RemoteWeb:
             await asyncio.sleep(self._settings.gateway.probe_s)
             await asyncio.gather(*(peer.look() for peer in self._peers))
             self._metrics.gauge("gateways/ready", sum(not peer.rests_s for peer in self._peers))
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except WorldDownError:
+            self._metrics.add("web/errors/world_down")
+            raise
 
     def _counted(self, found: Found) -> Found:
         if isinstance(found, WebError):

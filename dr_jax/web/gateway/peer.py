@@ -3,8 +3,8 @@
 In:    a request of `wire`
 Out:   its answer
 Fails: PeerError: this gateway does not answer, another may; Misfit: it is none for this run; UserError: no gateway takes it
-Holds: one that fails is left alone, for twice as long each time; one that shows no life twice in a row is given up with
-       everything that is under way there
+Holds: one that fails is left alone, for twice as long each time; one that gives no sign of life twice in a row is given up with
+       everything that is under way there, one that says that it is stopping is not
 """
 
 from __future__ import annotations
@@ -30,11 +30,17 @@ _FAULTS = (400, 405, 413, 415)  # what is wrong with these requests is wrong at 
 
 
 class PeerError(Exception):
-    """A gateway did not answer; `after_s` is how long it asks to be left alone."""
+    """A gateway did not answer.
 
-    def __init__(self, message: str, after_s: float | None = None) -> None:
+    Args:
+        message: one sentence.
+        after_s: how long it asks to be left alone.
+        silent: it gave no sign of life at all.
+    """
+
+    def __init__(self, message: str, after_s: float | None = None, *, silent: bool = False) -> None:
         super().__init__(message)
-        self.after_s = after_s
+        self.after_s, self.silent = after_s, silent
 
 
 class Misfit(UserError):
@@ -102,14 +108,14 @@ class Peer:
         try:
             await self.greet()
         except (PeerError, Misfit) as error:
-            self._misses += 1
+            self._misses = self._misses + 1 if isinstance(error, PeerError) and error.silent else 0
             self.failed(str(error))
             if self._misses >= _MISSES:
                 for limit in self._limits:
                     if not limit.expired():
                         limit.reschedule(asyncio.get_running_loop().time())
             return
-        if self.rests_s or self._misses:
+        if self.rests_s:
             _LOG.info("gateway %s is back", self.url)
         self._misses, self._until = 0, 0.0
 
@@ -141,13 +147,13 @@ class Peer:
                 finally:
                     self._limits.discard(limit)
         except TimeoutError:
-            raise PeerError("it did not answer in time") from None
+            raise PeerError("it did not answer in time", silent=True) from None
         except aiohttp.ClientConnectorError as error:
-            known = (error.errno or 0) > 0  # a name that cannot be resolved has a number of another kind
-            why = os.strerror(error.errno) if known else error.os_error.strerror or type(error.os_error).__name__
-            raise PeerError(f"no connection: {why}") from None
+            number = error.os_error.errno or 0  # below 0 where a name cannot be resolved
+            why = os.strerror(number) if number > 0 else error.os_error.strerror or type(error.os_error).__name__
+            raise PeerError(f"no connection: {why}", silent=True) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise PeerError(f"it broke off ({type(error).__name__})") from None
+            raise PeerError(f"it broke off ({type(error).__name__})", silent=True) from None
 
     async def _read(self, response: aiohttp.ClientResponse, path: str) -> Answer:
         size = response.content_length

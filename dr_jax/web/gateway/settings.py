@@ -17,7 +17,8 @@ class GatewaySettings:
         requests: that one gateway works on; more are sent away, to another gateway or to come back.
         body_mb: of one request.
         body_s: for a request to arrive.
-        grace_s: for what is under way when a gateway is told to stop.
+        grace_s: for what is under way when a gateway is told to stop; with less than `search_s`, a search that is given up may
+            be paid for and asked again elsewhere.
         connect_s: for a connection, and for an answer about a gateway's health.
         probe_s: between two looks at the health of each gateway.
         rest_s: how long one that fails is left alone at first; doubled each time, up to `rest_max_s`.
@@ -30,7 +31,7 @@ class GatewaySettings:
     requests: int = 1024
     body_mb: int = 4
     body_s: float = 10.0
-    grace_s: float = 30.0
+    grace_s: float = 60.0
     connect_s: float = 5.0
     probe_s: float = 2.0
     rest_s: float = 0.5
