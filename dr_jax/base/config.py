@@ -31,17 +31,17 @@ def read(cls: type[Settings], path: Path | str | None = None, overrides: Iterabl
         cls: a dataclass whose fields are plain values, tuples, or further dataclasses.
         path: a TOML file; None reads only the overrides over the defaults.
         overrides: strings `key.sub=value`; the value is TOML, or a bare word taken as text.
-        part: the file and the overrides may hold further tables and keys at the top, which are another command's to read.
+        part: the file may hold further tables and keys at its top, which are another command's to read.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
     """
     tree = _load(Path(path)) if path is not None else {}
-    for override in overrides:
-        _override(tree, override)
     if part:
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         tree = {key: value for key, value in tree.items() if key in known}
+    for override in overrides:
+        _override(tree, override)
     return validated(cls, tree)
 
 

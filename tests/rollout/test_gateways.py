@@ -176,10 +176,8 @@ async def test_a_gateway_ends_in_the_middle_of_a_run(
                     assert not running.done()
                 readers = one.readers
                 one.running.send_signal(how)
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(120):
                     assert await one.running.wait() == (0 if how == signal.SIGTERM else -signal.SIGKILL)
-                assert not running.done()
-                async with asyncio.timeout(60):
                     groups = await running
             orphans = await scraped(two.url, "dr_jax_web_tape_orphans_search_total")
             bought = await scraped(two.url, "dr_jax_search_serper_queries")
