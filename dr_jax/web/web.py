@@ -69,8 +69,9 @@ class WebSettings:
         pace: how much is asked.
         extract: the processes that read pages.
         tape: what is remembered on disk.
-        gateways: addresses (`http://host:port`) of gateways through which everything is asked; what is searched, what it may
-            cost and what is remembered is theirs then, and needs no key here. None: this process has a way out of its own.
+        gateways: addresses (`http://host:port`) of gateways through which everything is asked, spelled alike wherever they are
+            named; what searching may cost and what is remembered is theirs then, and no key is needed here. None: this process
+            has a way out of its own.
         gateway: how they are served and asked.
     """
 

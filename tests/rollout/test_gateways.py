@@ -1,13 +1,14 @@
 """A run through two gateways, processes of their own that share a tape, one of which is ended in the middle of it."""
 
 import asyncio
+import itertools
 import json
 import os
 import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +24,13 @@ from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
 from dr_jax.littleweb.shelf import Shelf
 from dr_jax.littleweb.world import LittleWorld, WorldSettings
-from dr_jax.rollout.collect import in_order
+from dr_jax.rollout.collect import finished
 from dr_jax.rollout.episode import Actors, EpisodeSettings
 from dr_jax.rollout.group import run_group
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.tokens.trajectory import Group, Outcome
-from dr_jax.train.worlds import built, way_out
+from dr_jax.train.worlds import AnyWeb, built, way_out
 from dr_jax.web.web import WebSettings
 from tests.fakes import ScriptedPolicy, answer, browse, search
 
@@ -74,6 +75,15 @@ class Provider:
         found = [{"title": one.title, "link": one.link, "snippet": one.snippet} for one in self._shelf.search(query, 3)]
         return server.json_response({"organic": found})
 
+    async def sells(self, count: int) -> None:
+        """Wait until so many more searches were sold."""
+        until = self.sold.total() + count
+        for _ in range(6000):
+            if self.sold.total() >= until:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("nobody buys")
+
     @asynccontextmanager
     async def served(self) -> AsyncIterator[int]:
         app = server.Application()
@@ -102,11 +112,12 @@ class Process:
         return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-async def started(config: Path) -> Process:
+async def launched(config: Path, port: str) -> tuple[asyncio.subprocess.Process, str]:
+    """Start a gateway; return it and where it is asked."""
     code = "from dr_jax.cli.main import run; run()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SERPER_API_KEY": "k3y-0123456789", "DR_JAX_GATEWAY_TOKEN": TOKEN}
     running = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", code, "web-gateway", str(config), "--port", "0", "--json"),
+        *(sys.executable, "-c", code, "web-gateway", str(config), "--port", port, "--json"),
         stdout=asyncio.subprocess.PIPE,
         env=environment,
     )
@@ -114,12 +125,12 @@ async def started(config: Path) -> Process:
     async with asyncio.timeout(60):
         told = json.loads(await running.stdout.readline())
     assert told["pid"] == running.pid
-    return Process(running, told["url"])
+    return running, told["url"]
 
 
 @asynccontextmanager
 async def two_gateways(config: Path) -> AsyncIterator[tuple[Process, Process]]:
-    one, two = await asyncio.gather(started(config), started(config))
+    one, two = (Process(*found) for found in await asyncio.gather(launched(config, "0"), launched(config, "0")))
     try:
         yield one, two
     finally:
@@ -139,15 +150,14 @@ def script(key: RequestKey, seen: str) -> str:
     return search(f"more about {key.question}") if key.turn == 2 else answer("so")
 
 
-async def run_of_episodes(web: object, chat: Chat) -> list[Group]:
-    names = [entity.name for entity in built(LITTLE).entities][:GROUPS]
+async def run_of_episodes(web: object, chat: Chat, names: Iterable[str]) -> list[Group]:
     world = World(web, ExtractiveReader(ReaderSettings()))  # type: ignore[arg-type]
     actors = Actors(ScriptedPolicy(chat, script, seconds=0.02), chat, world, "research")
 
     async def group(name: str) -> Group:
         return await run_group(Question(name, name, ("x",)), actors, EpisodeSettings(), lambda one, _: one, size=SIBLINGS)
 
-    return await in_order(names, group, at_once=AT_ONCE)
+    return [group async for _, group in finished(names, group, at_once=AT_ONCE)]
 
 
 async def scraped(url: str, name: str) -> float:
@@ -164,13 +174,12 @@ async def test_a_gateway_ends_in_the_middle_of_a_run(
     """No episode is lost. No query is bought twice, but what was at the provider when a process was killed without warning:
     nobody knows whether that was billed, its answer died with the process, and the other gateway counts what it asks again."""
     monkeypatch.setenv("DR_JAX_GATEWAY_TOKEN", TOKEN)
-    provider, metrics, config = Provider(built(LITTLE)), Metrics(), tmp_path / "run.toml"
+    provider, metrics, names = Provider(built(LITTLE)), Metrics(), [entity.name for entity in built(LITTLE).entities][:GROUPS]
     async with provider.served() as port:
-        config.write_text(CONFIG.format(port=port, tape=tmp_path / "tape"))
+        config = written(tmp_path, port)
         async with two_gateways(config) as (one, two):
-            settings = replace(read(Only, config, part=True).web, gateways=(one.url, two.url))
-            async with way_out(settings, LITTLE, metrics=metrics) as web:
-                running = asyncio.create_task(run_of_episodes(web, chat))
+            async with through(config, one.url, two.url, metrics) as web:
+                running = asyncio.create_task(run_of_episodes(web, chat, names))
                 while provider.sold.total() < GROUPS // 2 or provider.in_flight < 3:
                     await asyncio.sleep(0.001)
                     assert not running.done()
@@ -181,20 +190,76 @@ async def test_a_gateway_ends_in_the_middle_of_a_run(
                     groups = await running
             orphans = await scraped(two.url, "dr_jax_web_tape_orphans_search_total")
             bought = await scraped(two.url, "dr_jax_search_serper_queries")
-            failed_over = await scraped(two.url, "dr_jax_search_failovers_total")
+            assert await scraped(two.url, "dr_jax_search_failovers_total") == 0
         await gone(readers)
-    episodes = [episode for one in groups for episode in one.episodes]
-    assert Counter(episode.outcome for episode in episodes) == {Outcome.ANSWERED: GROUPS * SIBLINGS}
-    assert not [tool.error for episode in episodes for tool in episode.tools if tool.error]
-    assert set(provider.sold) == {f"{about} {name}" for about in ("about", "more about") for name in names_of(groups)}
+    refuse_loss(groups, provider)
+    assert {group.question_id for group in groups} == set(names)
     twice = [query for query, count in provider.sold.items() if count > 1]
     assert len(twice) <= orphans
     assert max(provider.sold.values()) <= 2
     if how == signal.SIGTERM:
         assert (twice, orphans) == ([], 0)
     assert 0 < bought < provider.sold.total()  # both were asked
-    assert failed_over == 0
     assert metrics.drain()["gateways/failures"] >= 1
+
+
+@pytest.mark.slow
+async def test_gateways_are_killed_and_come_back_again_and_again(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DR_JAX_GATEWAY_TOKEN", TOKEN)
+    provider, metrics, kills = Provider(built(LITTLE)), Metrics(), 6
+    async with provider.served() as port:
+        config = written(tmp_path, port)
+        async with two_gateways(config) as pair:
+
+            async def kill() -> None:
+                for number in range(kills):
+                    place = number % 2
+                    await provider.sells(3 * AT_ONCE)  # the run goes on meanwhile
+                    pair[place].running.kill()
+                    await pair[place].running.wait()
+                    pair[place].running, _ = await launched(config, pair[place].url.rpartition(":")[2])
+                    await asyncio.sleep(2.5)  # until its clients have looked at its health
+
+            killing = asyncio.create_task(kill())
+
+            def names() -> Iterator[str]:
+                entities = built(LITTLE).entities
+                for number in itertools.count():
+                    if killing.done():
+                        return
+                    yield f"{entities[number % len(entities)].name} {number}"
+
+            async with through(config, pair[0].url, pair[1].url, metrics) as web, asyncio.timeout(280):
+                groups = await run_of_episodes(web, chat, names())
+            await killing
+    refuse_loss(groups, provider)
+    again = sum(count - 1 for count in provider.sold.values())
+    assert again <= kills * AT_ONCE  # a group asks for one thing at a time
+    assert len(groups) > 3 * kills * AT_ONCE // 2
+    assert metrics.drain()["gateways/failures"] >= kills
+
+
+def written(folder: Path, port: int) -> Path:
+    config = folder / "run.toml"
+    config.write_text(CONFIG.format(port=port, tape=folder / "tape"))
+    return config
+
+
+@asynccontextmanager
+async def through(config: Path, one: str, two: str, metrics: Metrics) -> AsyncIterator[AnyWeb]:
+    settings = replace(read(Only, config, part=True).web, gateways=(one, two))
+    async with way_out(settings, LITTLE, metrics=metrics) as web:
+        yield web
+
+
+def refuse_loss(groups: list[Group], provider: Provider) -> None:
+    """Every episode ended as its policy wanted, and each query was bought."""
+    episodes = [episode for one in groups for episode in one.episodes]
+    assert Counter(episode.outcome for episode in episodes) == {Outcome.ANSWERED: len(groups) * SIBLINGS}
+    assert not [tool.error for episode in episodes for tool in episode.tools if tool.error]
+    assert set(provider.sold) == {f"{about} {one.question_id}" for about in ("about", "more about") for one in groups}
 
 
 @dataclass(frozen=True)
@@ -202,10 +267,6 @@ class Only:
     """The part of a run's settings that is about the web."""
 
     web: WebSettings
-
-
-def names_of(groups: list[Group]) -> list[str]:
-    return [group.question_id for group in groups]
 
 
 async def gone(pids: list[int]) -> None:

@@ -48,7 +48,7 @@ WRONG = {
     "a failure of another shape": (answering({"failed": "no"}), r"another shape \(TypeError\)"),
     "a redirect": (answering({"refused": "go there"}, 302, Location="http://127.0.0.1:9/"), "status 302"),
     "stopping": (answering({"refused": "this gateway is stopping"}, 503, **{"Retry-After": "1"}), "stopping"),
-    "too large": (answering({"hits": ["x" * (1 << 21)]}), r"at most web\.gateway\.answer_mb = 1"),
+    "too large": (answering({"hits": ["x" * (1 << 21)]}), r"longer than web\.gateway\.answer_mb = 1"),
     "another token by now": (answering({"refused": "token"}, 401), "asks for a token"),
     "another world by now": (answering({"refused": "no world 'serper'"}, 404), "no world 'serper'"),
 }
@@ -83,22 +83,21 @@ async def test_nobody_is_there_any_more() -> None:
 
 
 async def test_a_gateway_that_returns_is_asked_again_and_an_outage_only_pauses() -> None:
-    told = ToldWeb()
-    handlers: dict[str, Handler] = {wire.HELLO: answering("", 502), wire.SEARCH: answering("", 502)}
-    handlers[wire.HEALTHY] = answering("", 502)
-    async with impostor(handlers) as url:
-        hello = handlers.pop(wire.HELLO)
-        async with remote(url, answer_s=20.0) as web:
+    away = answering("", 502)
+    handlers: dict[str, Handler] = {wire.SEARCH: away, wire.HEALTHY: away}
+    async with impostor(handlers) as url, remote(url) as web:
+        searching, waiting = asyncio.create_task(web.search("x")), asyncio.create_task(web.healthy())
+        elsewhere = {"protocol": wire.PROTOCOL, "version": "0", "worlds": ["another"], "tape": ""}
+        for hello in (away, answering({"refused": "?"}, 400), answering(elsewhere)):  # what listens there meanwhile
             handlers[wire.HELLO] = hello
-            searching, waiting = asyncio.create_task(web.search("x")), asyncio.create_task(web.healthy())
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.2)
             assert not searching.done()
             assert not waiting.done()
-            handlers |= {wire.SEARCH: answering(wire.found_hits((HIT,))), wire.HEALTHY: answering({"healthy": True})}
-            del handlers[wire.HELLO]
-            assert await asyncio.wait_for(searching, 10) == (HIT,)
-            await asyncio.wait_for(waiting, 10)
-    assert not told.asked
+        assert not web._watching.done()
+        handlers |= {wire.SEARCH: answering(wire.found_hits((HIT,))), wire.HEALTHY: answering({"healthy": True})}
+        del handlers[wire.HELLO]
+        assert await asyncio.wait_for(searching, 10) == (HIT,)
+        await asyncio.wait_for(waiting, 10)
 
 
 async def test_a_frozen_gateway_is_given_up_with_what_is_under_way_there() -> None:

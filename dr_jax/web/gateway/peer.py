@@ -26,6 +26,7 @@ from dr_jax.web.gateway.wire import Answer
 _LOG = logger(__name__)
 _MISSES = 2  # looks at its health in a row that fail, until what it was asked is asked elsewhere
 _DOUBLINGS = 16
+_CHUNK = 1 << 16
 _FAULTS = (400, 405, 413, 415)  # what is wrong with these requests is wrong at every gateway
 
 
@@ -107,7 +108,7 @@ class Peer:
         """Look whether it is well, and let it be asked again if it is."""
         try:
             await self.greet()
-        except (PeerError, Misfit) as error:
+        except (PeerError, UserError) as error:
             self._misses = self._misses + 1 if isinstance(error, PeerError) and error.silent else 0
             self.failed(str(error))
             if self._misses >= _MISSES:
@@ -156,11 +157,13 @@ class Peer:
             raise PeerError(f"it broke off ({type(error).__name__})", silent=True) from None
 
     async def _read(self, response: aiohttp.ClientResponse, path: str) -> Answer:
-        size = response.content_length
-        if size is None or size > self._settings.answer_mb << 20:
-            raise PeerError(f"its answer has {size} bytes; at most web.gateway.answer_mb = {self._settings.answer_mb} are read")
+        body = bytearray()
+        async for chunk in response.content.iter_chunked(_CHUNK):
+            body += chunk
+            if len(body) > self._settings.answer_mb << 20:
+                raise PeerError(f"its answer is longer than web.gateway.answer_mb = {self._settings.answer_mb}")
         try:
-            answer = json.loads(await response.read())
+            answer = json.loads(body)
             if not isinstance(answer, dict):
                 raise ValueError("no object")
         except (ValueError, RecursionError):
