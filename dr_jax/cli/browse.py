@@ -53,7 +53,7 @@ def command(
     ],
     question: Annotated[str, typer.Option(help="Print what the page says about this, and not its whole text.")] = "",
     links: Annotated[bool, typer.Option("--links", help="Print the page's links too.")] = False,
-    config: Annotated[Path | None, typer.Option(help="A config whose [web] and [reader] are used.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A config whose tables web and reader are used.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="NAME=ADDRESS:PORT, a host inside that may be reached.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
     as_json: Json = False,

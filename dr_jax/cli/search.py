@@ -29,7 +29,7 @@ class _WebOnly:
 
 def command(
     query: Annotated[str, typer.Argument(help="What to search for.")],
-    config: Annotated[Path | None, typer.Option(help="A config whose [web] is used; the defaults without one.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A config whose table web is used; the defaults without one.")] = None,
     provider: Annotated[list[str] | None, typer.Option(help="Whom to ask; again for a second one, should it fail.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
     as_json: Json = False,

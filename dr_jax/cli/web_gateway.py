@@ -31,7 +31,7 @@ class _Settings:
 
 
 def command(
-    config: Annotated[Path | None, typer.Argument(help="The runs' TOML file; its [web] and [littleweb] are used.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="The runs' TOML file; its tables web and littleweb are used.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that replace the file's: key.sub=value.")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; others than loopback need a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8766,

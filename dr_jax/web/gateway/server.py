@@ -181,7 +181,7 @@ class Gateway:
             if name != "value" and not isinstance(value, str):
                 raise _Refusal(400, "shape", f"{name} is not text")
         if world not in self._webs:
-            raise _Refusal(404, "world", f"no world {world!r} is served, but {_list(self._webs)}")
+            raise _Refusal(404, "world", f"no world {world!r} is served, but {', '.join(map(repr, self._webs))}")
         return self._webs[world], arguments
 
     async def _ended(self, work: Awaitable[Answer]) -> Answer:
@@ -308,7 +308,3 @@ def _is_loopback(host: str) -> bool:
 def _digest(text: str) -> bytes:
     """Hash what is compared, so that its length does not show either."""
     return hashlib.sha256(text.encode(errors="replace")).digest()
-
-
-def _list(names: Mapping[str, Web]) -> str:
-    return ", ".join(map(repr, names))
