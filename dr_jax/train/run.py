@@ -29,8 +29,6 @@ from dr_jax.learn.optimizer import make_optimizer
 from dr_jax.learn.update import State, begin, make_update, through
 from dr_jax.littleweb import questions as puzzles
 from dr_jax.littleweb.names import Split
-from dr_jax.littleweb.site import serve
-from dr_jax.littleweb.world import WorldSettings, build
 from dr_jax.model.decoder import Weights, describe
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
@@ -43,9 +41,8 @@ from dr_jax.train.actor import Actor, ReadingModel, in_dtype, load_actor, load_r
 from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
-from dr_jax.web.guard import AllowedHost
+from dr_jax.train.worlds import AnyWeb, built, way_out
 from dr_jax.web.search.budget import Budget
-from dr_jax.web.web import Web
 
 Told = Callable[[str, int, dict[str, Any]], None]
 
@@ -54,7 +51,7 @@ Told = Callable[[str, int, dict[str, Any]], None]
 class Place:
     """A world to act in, its web, and the questions that littleweb has about it (none for the open web)."""
 
-    web: Web
+    web: AnyWeb
     actors: Actors
     drawn: tuple[puzzles.Puzzle, ...]
     endpoint: Endpoint | None = None
@@ -98,20 +95,18 @@ class Stage:
         self._endpoint: Endpoint | None = None
 
     async def place(self, split: Split) -> Place:
-        """Open the world of a split: littleweb's, served on loopback, or the open web."""
+        """Open the world of a split: littleweb's, served on loopback, or the open web; directly or by gateways."""
         if split not in self._places:
-            settings, metrics = self.settings, self.metrics
-            drawn: tuple[puzzles.Puzzle, ...] = ()
-            allowed: tuple[AllowedHost, ...] = ()
-            if "littleweb" in settings.web.order:
-                drawn, allowed = await self._served(split)
-            web = await self._stack.enter_async_context(Web(settings.web, allow=allowed, metrics=metrics, budget=self.budget))
+            settings, metrics, here = self.settings, self.metrics, self.settings.littleweb
+            drawn = self._drawn(split) if "littleweb" in settings.web.order else ()
+            way = way_out(settings.web, here.world(split), faults=here.faults, metrics=metrics, budget=self.budget)
+            web = await self._stack.enter_async_context(way)
             world = World(web, await self._reader(web), settings.tools, metrics=metrics)
             actors = Actors(self.actor.engine, self.actor.chat, world, system_prompt(settings.prompt, world.schemas))
             self._places[split] = Place(web, actors, drawn, self._endpoint)
         return self._places[split]
 
-    async def _reader(self, web: Web) -> SharedReader:
+    async def _reader(self, web: AnyWeb) -> SharedReader:
         """Build the reader of one world; a server that reads is opened once for all of them."""
         settings, replays = self.settings.reader, self.settings.web.tape.mode == "replay"
         if settings.kind == "openai" and self._endpoint is None:
@@ -137,13 +132,10 @@ class Stage:
         if self.reading is not None:
             self.reading.engine.warm_up(told)
 
-    async def _served(self, split: Split) -> tuple[tuple[puzzles.Puzzle, ...], tuple[AllowedHost, ...]]:
-        here, training = self.settings.littleweb, split == "train"
-        seed, count = (here.train_seed, self.settings.data.questions) if training else (here.eval_seed, self._held_out)
-        world = build(WorldSettings(seed=seed, entities=here.entities, split=split))
-        site = await self._stack.enter_async_context(serve(world, faults=here.faults))
-        drawn = puzzles.draw(world, count, hops=self.settings.data.hops, seed=self.settings.seed if training else 0)
-        return tuple(drawn), (AllowedHost(suffix="littleweb", address="127.0.0.1", port=site.port),)
+    def _drawn(self, split: Split) -> tuple[puzzles.Puzzle, ...]:
+        count, seed = (self.settings.data.questions, self.settings.seed) if split == "train" else (self._held_out, 0)
+        world = built(self.settings.littleweb.world(split))
+        return tuple(puzzles.draw(world, count, hops=self.settings.data.hops, seed=seed))
 
     @property
     def _held_out(self) -> int:

@@ -12,12 +12,12 @@ from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.batch import BatchSettings
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings
-from dr_jax.littleweb.faults import Faults
 from dr_jax.model.sizes import NAMED
 from dr_jax.rewards.total import RewardSettings
 from dr_jax.rollout.episode import EpisodeSettings
 from dr_jax.sharding.mesh import MeshSettings
 from dr_jax.train.demonstrate import Manners
+from dr_jax.train.worlds import LittlewebSettings
 from dr_jax.web.web import WebSettings
 
 
@@ -60,23 +60,6 @@ class DataSettings:
             raise ValueError(f"hops = {self.hops}; some of 1, 2 and 3 are needed")
         if self.limit < 0 or self.questions < 1:
             raise ValueError(f"limit = {self.limit}, questions = {self.questions}; 0 or more and at least 1 are needed")
-
-
-@dataclass(frozen=True, slots=True)
-class LittlewebSettings:
-    """The worlds that are served on loopback when `web.search` is `littleweb`.
-
-    Args:
-        entities: in each world.
-        train_seed: of the world that is trained on.
-        eval_seed: of the held-out world; no name of it occurs in any training world, whatever the seeds.
-        faults: what goes wrong, for tests.
-    """
-
-    entities: int = 2400
-    train_seed: int = 0
-    eval_seed: int = 0
-    faults: Faults = field(default_factory=Faults)
 
 
 @dataclass(frozen=True, slots=True)

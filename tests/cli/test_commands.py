@@ -22,7 +22,7 @@ def dr_jax(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "eval", "ask", "show", "littleweb", "search", "doctor"])
+@pytest.mark.parametrize("command", ["train", "sft", "eval", "ask", "show", "littleweb", "search", "web-gateway", "doctor"])
 def test_every_command_has_help(command: str) -> None:
     found = CliRunner().invoke(app, [command, "--help"])
     assert found.exit_code == 0
@@ -42,6 +42,10 @@ BAD = [
     (["train", "configs/quickstart.toml", "mesh.data=3"], "mesh"),
     (["train", "configs/quickstart.toml", "model.load=nothing"], "There is no model|No tokenizer|has no tokenizer"),
     (["eval", "configs/quickstart.toml", "web.search=serper"], "SERPER_API_KEY"),
+    (
+        ["eval", "configs/quickstart.toml", 'web.gateways=["http://127.0.0.1:9"]'],
+        r"No gateway can be reached: http://127\.0\.0\.1:9",
+    ),
     (["eval", "configs/quickstart.toml", "data.path=tests/cli/no_answers.jsonl"], "no answers|answers"),
     (["train", "configs/quickstart.toml", "--resume", "name=never-started"], "no run in"),
     (["show", "runs/never-started"], "no episodes"),
