@@ -60,19 +60,18 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listing(rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("id", "update", "outcome", "reward", "calls", "question", "answer", "accepted"):
-        table.add_column(name, overflow="fold")
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for name in ("update", "reward", "calls"):
+        table.add_column(name, justify="right")
+    for name, share in (("id, question", 3), ("outcome: answer, accepted", 2)):
+        table.add_column(name, overflow="fold", ratio=share)
     for row in rows:
         table.add_row(
-            row["id"],
             str(row.get("step", "")),
-            row["outcome"],
             f"{sum(row['rewards'].values()):+.2f}" if row["rewards"] else "-",
             str(len(row["tools"])),
-            row["question"],
-            row["answer"] or "",
-            " | ".join(row["answers"]),
+            Text(f"{row['id']}\n").append(row["question"], style="bold"),
+            Text(f"{row['outcome']}: {row['answer'] or '-'}\n").append(" | ".join(row["answers"]), style="dim"),
         )
     return table
 
