@@ -38,7 +38,11 @@ async def test_a_page_and_what_is_sent_for_it(site: Site, make_fetcher: MakeFetc
     headers = site.requests[-1].headers
     assert "Cookie" not in headers
     assert "Authorization" not in headers
-    assert (headers["Host"], headers["User-Agent"], headers["Accept-Encoding"]) == ("w.here", "tester/1", "gzip, deflate, zstd")
+    assert (headers["Host"], headers["User-Agent"], headers["Accept-Encoding"]) == (
+        "w.here",
+        "tester/1",
+        "gzip, deflate, br, zstd",
+    )
     counted = metrics.drain()
     assert (counted["web/fetch_n"], counted["web/bytes"], counted["web/fetch_s_n"]) == (2, 8, 2)
 
@@ -183,7 +187,9 @@ async def test_content_encodings_and_bombs(codec: str, size: int, site: Site, ma
     assert (len(found.body), found.truncated) == (min(size, 1 << 20), size > 1 << 20)
 
 
-@pytest.mark.parametrize(("encoding", "body"), [("br", b"x"), ("gzip", b"not gzip at all"), ("gzip,gzip,gzip,gzip", b"x")])
+@pytest.mark.parametrize(
+    ("encoding", "body"), [("br", b"x"), ("compress", b"x"), ("gzip", b"not gzip at all"), ("gzip,gzip,gzip,gzip", b"x")]
+)
 async def test_an_encoding_that_is_none_is_an_error(encoding: str, body: bytes, site: Site, make_fetcher: MakeFetcher) -> None:
     site.page("/a", body, Content_Encoding=encoding)
     assert failed(await (await make_fetcher()).get("http://w.here/a")).kind == "protocol"
