@@ -28,7 +28,8 @@ from dr_jax.web.fetch import Fetcher, FetchSettings
 from dr_jax.web.guard import AllowedHost, Guard, Lookup
 from dr_jax.web.once import Once
 from dr_jax.web.pace import Pace, PaceSettings, QueueError
-from dr_jax.web.page import FORM, Page, WebError
+from dr_jax.web.page import FORM, HTML, Page, WebError
+from dr_jax.web.render import Renderer, RenderSettings
 from dr_jax.web.reply import Fetched
 from dr_jax.web.search.budget import Budget
 from dr_jax.web.search.catalogue import remembered_as, templates
@@ -70,6 +71,7 @@ class WebSettings:
         pace: how much is asked.
         extract: the processes that read pages.
         block: what is neither found nor opened, lest the run looks up what it is measured by.
+        render: whether scripts of pages are run.
         tape: what is remembered on disk.
     """
 
@@ -86,6 +88,7 @@ class WebSettings:
     pace: PaceSettings = field(default_factory=PaceSettings)
     extract: ExtractSettings = field(default_factory=ExtractSettings)
     block: BlockSettings = field(default_factory=BlockSettings)
+    render: RenderSettings = field(default_factory=RenderSettings)
     tape: TapeSettings = field(default_factory=TapeSettings)
 
     def __post_init__(self) -> None:
@@ -120,7 +123,7 @@ class Web:
 
     Raises:
         UserError: a provider needs a key and the environment has none; the block list cannot be read; on entering: there is no
-            local corpus, or it is empty.
+            local corpus, or it is empty; pages are to be rendered, and there is no Chromium.
     """
 
     def __init__(
@@ -149,6 +152,9 @@ class Web:
             self._fetcher = await stack.enter_async_context(
                 Fetcher(settings.fetch, self._guard, self._pace, metrics, self._lookup)
             )
+            self._renderer: Renderer | None = None
+            if settings.render.mode != "off" and not self._tape.replays:
+                self._renderer = await stack.enter_async_context(Renderer(settings.render, self._fetcher, self._guard, metrics))
             if not self._tape.replays:
                 self._desk = await stack.enter_async_context(self._make_desk())
             half, ages = settings.memory_mb << 19, settings.tape
@@ -287,7 +293,12 @@ class Web:
                     return fetched
                 if (refusal := self._guard.blocked(fetched.url)) is not None:  # it was remembered when it was not blocked yet
                     return refusal
-                return await self._read(fetched)
+                page = await self._read(fetched)
+                if not self._is_to_be_rendered(fetched, page):
+                    return page
+                rendered = await self._rendered(fetched)
+                shown = rendered if isinstance(rendered, WebError) else await self._read(rendered)
+                return page if isinstance(shown, WebError) else shown
         except QueueError:
             return WebError("busy", f"{url} was not opened: too many pages are being opened")
 
@@ -316,6 +327,24 @@ class Web:
         known = None if stale is None or stale.error else entries.fetched(stale)
         found = await self._fetcher.get(url, known=known if isinstance(known, Fetched) else None)
         return found, entries.of_fetched(found)
+
+    def _is_to_be_rendered(self, fetched: Fetched, page: Page | WebError) -> bool:
+        shown = isinstance(page, Page) or page.kind != "empty"
+        match self._settings.render.mode:
+            case "off":
+                return False
+            case "when_empty":
+                return not shown and fetched.content_type in HTML
+            case "always":
+                return fetched.content_type in HTML
+
+    async def _rendered(self, fetched: Fetched) -> Fetched | WebError:
+        async def make() -> tuple[Fetched | WebError, Entry | None]:
+            assert self._renderer is not None  # a tape that is replayed never comes here
+            found = await self._renderer.render(fetched)
+            return found, entries.of_fetched(found, lasting=True)  # whoever replays must see it fail again
+
+        return await self._tape.once("fetch", f"rendered {fetched.url}", make, entries.fetched)
 
     async def _read(self, found: Fetched) -> Page | WebError:
         said = [FORM, found.url, found.content_type, found.charset, found.truncated]
