@@ -9,10 +9,13 @@ Holds: every hop is vetted and every await has a deadline; wire bytes, content b
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -32,6 +35,7 @@ from dr_jax.web.robots import Robots
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _STEP = 65_536
+_THREADS = 2  # that undo encodings; each keeps what memory it once needed
 _HEADERS = {
     "Accept": "text/html,application/xhtml+xml;q=0.9,text/plain;q=0.8,application/json;q=0.7,*/*;q=0.1",
     "Accept-Language": "en,*;q=0.5",
@@ -70,7 +74,7 @@ class FetchSettings:
     redirects: int = 5
     robots: Literal["off", "obey"] = "off"
     wire_bytes: int = 4 << 20
-    body_bytes: int = 8 << 20
+    body_bytes: int = 7 << 20
     user_agent: str = "Mozilla/5.0 (compatible; dr-jax)"
 
     def __post_init__(self) -> None:
@@ -118,6 +122,7 @@ class Fetcher:
         self._settings, self._guard, self._pace, self._metrics = settings, guard, pace, metrics
         self._resolver = GuardedResolver(guard, lookup)
         self._robots = Robots(self._robots_txt, settings.user_agent) if settings.robots == "obey" else None
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="inflate")  # started with the first encoded body
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Fetcher:
@@ -137,6 +142,7 @@ class Fetcher:
         if self._session is not None:
             await self._session.close()
         await self._resolver.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def get(
         self, url: str, *, known: Fetched | None = None, takes: Callable[[str], bool] = readable
@@ -294,7 +300,8 @@ class Fetcher:
         encoding, cap = response.headers.get("Content-Encoding", ""), self._settings.body_bytes
         try:
             if encoding:  # off the event loop: few bytes can stand for many, or for much work
-                body, cut = await asyncio.to_thread(inflate, wire, encoding, cap)
+                unpack = functools.partial(inflate, wire, encoding, cap)
+                body, cut = await asyncio.get_running_loop().run_in_executor(self._threads, unpack)
             else:
                 body, cut = inflate(wire, encoding, cap)
         except EncodingError as error:
@@ -307,9 +314,9 @@ class Fetcher:
             )
         return found
 
-    async def _read(self, response: aiohttp.ClientResponse) -> tuple[bytes, bool, bool]:
+    async def _read(self, response: aiohttp.ClientResponse) -> tuple[deque[bytes], bool, bool]:
         """Return the body as sent, whether it passes the cap, and whether the connection ended before it did."""
-        kept, size, cap = [], 0, self._settings.wire_bytes
+        kept, size, cap = deque[bytes](), 0, self._settings.wire_bytes
         try:
             while size <= cap and (chunk := await response.content.read(_STEP)):
                 kept.append(chunk)
@@ -317,7 +324,9 @@ class Fetcher:
         except aiohttp.ServerTimeoutError:
             raise
         except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionError):
-            return b"".join(kept)[:cap], False, True
+            return kept, False, True
         finally:
             self._metrics.add("web/bytes", size)
-        return b"".join(kept)[:cap], size > cap, False
+        if size > cap:
+            kept.append(kept.pop()[: cap - size])
+        return kept, size > cap, False

@@ -9,6 +9,7 @@ Holds: memory grows by the cap, a window for each encoding and one step, however
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from io import BytesIO
 
@@ -28,11 +29,11 @@ class EncodingError(ValueError):
     """The content encoding is unknown, or the bytes are not in it."""
 
 
-def inflate(wire: bytes, encoding: str, cap: int) -> tuple[bytes, bool]:
+def inflate(wire: deque[bytes], encoding: str, cap: int) -> tuple[bytes, bool]:
     """Return at most `cap` bytes of content, and whether that is not all.
 
     Args:
-        wire: as received.
+        wire: as received, piece by piece; it is empty afterwards.
         encoding: the Content-Encoding header; "" for none.
         cap: in bytes, for what comes out of every layer.
 
@@ -40,24 +41,30 @@ def inflate(wire: bytes, encoding: str, cap: int) -> tuple[bytes, bool]:
         EncodingError: an encoding is not known, there are too many, or nothing could be decoded.
     """
     names = [name.strip().lower() for name in encoding.split(",") if name.strip().lower() not in _NONE]
-    if len(names) > _MOST:
+    if len(names) > _MOST or names.count("br") > 1:  # each decoder of brotli may need a window of 16 MiB
         raise EncodingError(f"{len(names)} content encodings on top of each other")
-    if not names or not wire:
-        return wire[:cap], len(wire) > cap
+    if not names or not any(wire):
+        content = b"".join(wire)
+        return content[:cap], len(content) > cap
     layers: list[_Layer] = []
-    pieces: Iterator[bytes] = (wire[start : start + _STEP] for start in range(0, len(wire), _STEP))
+    pieces = _drained(wire)
     for name in reversed(names):
         if name not in _CODECS:
             raise EncodingError(f"content encoding {name[:40]!r}")
         layers.append(_Layer(name, pieces, cap))
         pieces = iter(layers[-1])
-    content = BytesIO()
+    unpacked = BytesIO()
     for piece in pieces:
-        content.write(piece)
+        unpacked.write(piece)
     for layer in layers:
         if layer.cut and not layer.size:
             raise EncodingError(f"a body that is not {layer.name}")
-    return content.getvalue(), any(layer.cut for layer in layers)
+    return unpacked.getvalue(), any(layer.cut for layer in layers)
+
+
+def _drained(wire: deque[bytes]) -> Iterator[bytes]:
+    while wire:
+        yield wire.popleft()
 
 
 class _Layer:

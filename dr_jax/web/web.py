@@ -348,8 +348,9 @@ class Web:
 
     async def _read(self, found: Fetched) -> Page | WebError:
         said = [FORM, found.url, found.content_type, found.charset, found.truncated]
-        key = hashlib.sha256(json.dumps(said).encode() + b"\0" + found.body).hexdigest()
-        return await self._tape.once("page", key, lambda: self._extracted(found), entries.page)
+        key = hashlib.sha256(json.dumps(said).encode() + b"\0")
+        key.update(found.body)
+        return await self._tape.once("page", key.hexdigest(), lambda: self._extracted(found), entries.page)
 
     async def _extracted(self, found: Fetched) -> tuple[Page | WebError, Entry | None]:
         with timed(self._metrics, "web/extract_s"):

@@ -275,7 +275,7 @@ INJECTED = {
 async def test_injected_pages_end_nothing(site: Site, make_web: MakeWeb) -> None:
     for number, injected in enumerate(INJECTED.values()):
         site.page(f"/{number}", f"<html><body><p>Before {number}.</p>{injected}<p>After.</p></body></html>")
-    async with make_web(extract=ExtractSettings(timeout_s=2.0)) as web:  # the attributes alone would take the parser 15 s
+    async with make_web(extract=ExtractSettings(timeout_s=4.0)) as web:  # the attributes alone would take the parser 15 s
         pages = await asyncio.gather(*(web.open(f"http://a.littleweb/{number}") for number in range(len(INJECTED))))
     for number, page in enumerate(pages):
         if isinstance(page, WebError):
