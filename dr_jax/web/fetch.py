@@ -154,7 +154,7 @@ class Fetcher:
             known: what was there before: where the server says that it still holds, it is returned as it is.
             takes: which content types are read; others are not downloaded.
         """
-        return await self._attempts(_Ask("GET", url, known=known, takes=takes, obeys=self._robots is not None))
+        return await self._attempts(_Ask("GET", url, known=known, takes=takes, obeys=True))
 
     async def _robots_txt(self, url: str) -> Fetched | WebError:
         self._metrics.add("web/robots_n")

@@ -91,7 +91,7 @@ class Renderer:
         settings: limits of one page.
         fetcher: the only way out.
         guard: which hosts are not public.
-        metrics: counts `web/render_n`, `web/render_requests`, `web/render_refused`, `web/render_killed`; observes seconds.
+        metrics: counts `web/render_n`, `web/render_requests`, `web/render_refused`, `web/render_failed`; observes seconds.
 
     Raises:
         UserError: on entering: there is no playwright or no Chromium, or it does not start.
@@ -101,6 +101,7 @@ class Renderer:
         self._settings, self._fetcher, self._guard, self._metrics = settings, fetcher, guard, metrics
         self._free: asyncio.LifoQueue[_Browser | None] = asyncio.LifoQueue()  # None: a place whose browser is to be started
         self._running: set[_Browser] = set()
+        self._starting: set[asyncio.Task[_Browser]] = set()
 
     async def __aenter__(self) -> Renderer:
         self._path = _chromium(self._settings.chromium)
@@ -129,12 +130,14 @@ class Renderer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._starting:
+            await asyncio.wait(self._starting, timeout=_START_S + _STOP_S)
         for browser in tuple(self._running):
             await self._end(browser)
         await self._stop()
 
     async def render(self, found: Fetched) -> Fetched | WebError:
-        """Run a page's scripts.
+        """Run a page's scripts; wait for a free browser for as long as the caller does.
 
         Args:
             found: the page, as it was fetched.
@@ -142,14 +145,12 @@ class Renderer:
         Returns:
             The document they made of it; WebError when they did not end in time, or needed too much.
         """
-        settings = self._settings
-        browser = await self._free.get()
+        settings, browser = self._settings, None
+        self._metrics.add("web/render_n")
         try:
+            browser = await self._take()
             with timed(self._metrics, "web/render_s"):
-                self._metrics.add("web/render_n")
                 async with asyncio.timeout(settings.deadline_s):
-                    if browser is None or not browser.alive:
-                        browser = await self._replaced(browser)
                     return await self._visited(browser, found)
         except TimeoutError:
             why = f"its scripts took more than {settings.deadline_s:g} s"
@@ -158,12 +159,37 @@ class Renderer:
         except OSError as error:
             why = f"the browser failed ({error})"
         finally:
-            if browser is not None and not browser.clean:
-                await self._end(browser)
-                browser = None
-            self._free.put_nowait(browser)
-        self._metrics.add("web/render_killed")
+            if browser is not None:
+                if not browser.clean:
+                    await self._end(browser)
+                self._free.put_nowait(browser if browser.clean else None)
+        self._metrics.add("web/render_failed")
         return WebError("extract", f"{found.url} could not be rendered: {why}")
+
+    async def _take(self) -> _Browser:
+        """Wait for a browser.
+
+        Raises:
+            OSError: it does not start.
+        """
+        browser = await self._free.get()
+        if browser is not None and browser.alive:
+            return browser
+        starting = asyncio.create_task(self._replaced(browser), name="start a browser")
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:  # what is being started cannot be stopped, so it is kept for whoever comes next
+            starting.add_done_callback(self._keep)
+            raise
+        except OSError:
+            self._free.put_nowait(None)
+            raise
+
+    def _keep(self, started: asyncio.Task[_Browser]) -> None:
+        failed = started.cancelled() or started.exception() is not None
+        self._free.put_nowait(None if failed else started.result())
 
     async def _visited(self, browser: _Browser, found: Fetched) -> Fetched | WebError:
         settings = self._settings
@@ -272,7 +298,9 @@ class _Browser:
     async def kill(self) -> None:
         """End all of its processes now."""
         with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(self._pid) == self._pid:  # playwright starts it as the leader of a group of its own
+            if not self.alive:  # its number may be another's by now; what it had started ends with it
+                pass
+            elif os.getpgid(self._pid) == self._pid:  # playwright starts it as the leader of a group of its own
                 os.killpg(self._pid, signal.SIGKILL)
             else:
                 os.kill(self._pid, signal.SIGKILL)

@@ -149,12 +149,12 @@ class Visit:
             if self._bytes <= 0:
                 return None
             self._metrics.add("web/render_requests")
-            found = await self._fetcher.get(url, takes=(lambda kind: kind in _DOCUMENTS) if kind == "document" else _any)
+            found = await self._fetcher.get(url, takes=_DOCUMENTS.__contains__ if kind == "document" else _any)
         if isinstance(found, WebError) or self._foreign(found.url):
             return None
         self._bytes -= len(found.body)
         if whole:
-            self._url = found.url
+            self._url, self._home = found.url, self._guard.allowed(_host(found.url))
         return found
 
     def _foreign(self, url: str) -> bool:

@@ -122,7 +122,7 @@ class TestRendered:
             assert text(await web.open("http://w.here/bad")) == "The page itself."  # as it is without scripts
             assert _private_bytes(before._pid) == 0  # every process of it is gone
             assert "Alive." in text(await web.open("http://w.here/good"))
-        assert metrics.drain()["web/render_killed"] == 1
+        assert metrics.drain()["web/render_failed"] == 1
 
     async def test_so_many_requests_and_bytes(self, site: Site, make_web: MakeWeb) -> None:
         site.page("/many", "<p>Many.<script>for(let i=0;i<99;i++)fetch('/x'+i)</script>")
@@ -213,6 +213,29 @@ class TestRendered:
         assert _private_bytes(browser._pid) == 0
         await asyncio.sleep(0.2)
         assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and "server" not in repr(task)]
+
+    async def test_one_who_does_not_wait_for_a_start_leaves_the_browser_to_the_next(
+        self, site: Site, make_web: MakeWeb
+    ) -> None:
+        site.page("/page", "<p>x<script>" + ADD % "'Alive.'" + "</script>")
+        async with make_web() as web:
+            assert web._renderer is not None
+            (browser,) = web._renderer._running
+            await browser.kill()
+            impatient = asyncio.create_task(web.open("http://w.here/page"))
+            async with asyncio.timeout(20):
+                while not web._renderer._starting:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            impatient.cancel()
+            await asyncio.wait({impatient})
+            assert "Alive." in text(await web.open("http://w.here/page"))
+            assert len(web._renderer._running) == 1
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root cannot have the sandbox")
+    async def test_a_sandbox_that_cannot_be_had_is_said(self, make_web: MakeWeb) -> None:
+        with pytest.raises(UserError, match=r"web\.render\.sandbox"):
+            async with make_web(render={"sandbox": "on"}):
+                pass
 
     async def test_a_browser_that_dies_is_replaced(self, site: Site, make_web: MakeWeb) -> None:
         site.page("/page", "<p>x<script>" + ADD % "'Alive.'" + "</script>")
