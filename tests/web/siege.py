@@ -45,7 +45,7 @@ def _build() -> None:
         "ip route add local 0.0.0.0/0 dev lo",
         "ip -6 route add local ::/0 dev lo",
         f"ip route add unreachable {DEAD}",
-        *(f"mount --bind {made / name} /etc/{name}" for name in ("resolv.conf", "nsswitch.conf")),
+        *(f"mount --bind {one} /etc/{one.name}" for one in made.iterdir() if Path("/etc", one.name).exists()),
     ):
         subprocess.run(command.split(), check=True, timeout=10)
 
@@ -65,7 +65,14 @@ class _Names(asyncio.DatagramProtocol):
             labels.append(data[place + 1 : place + 1 + size].decode("latin-1").lower())
             place += 1 + size
         name, kind = ".".join(labels), int.from_bytes(data[place + 1 : place + 3], "big")
-        found = [answer for one in self._answers(name, kind) if (answer := _record(one, kind))]
+        found, owner = [], b"\xc0\x0c"  # the name that was asked for
+        for one in self._answers(name, kind):
+            if one.startswith("="):  # an alias; what follows is said of the name that it stands for
+                alias = b"".join(bytes([len(label)]) + label.encode() for label in one[1:].split(".")) + b"\0"
+                found.append(_record(owner, 5, alias))
+                owner = alias
+            elif kind == (28 if ":" in one else 1):
+                found.append(_record(owner, kind, ipaddress.ip_address(one).packed))
         head = data[:2] + (b"\x81\x80" if name in NAMES else b"\x81\x83") + data[4:6]
         head += len(found).to_bytes(2, "big") + bytes(4)
         self._transport.sendto(head + data[12 : place + 5] + b"".join(found), peer)
@@ -79,14 +86,8 @@ class _Names(asyncio.DatagramProtocol):
         return answers
 
 
-def _record(answer: str, kind: int) -> bytes:
-    if answer.startswith("="):
-        packed = b"".join(bytes([len(label)]) + label.encode() for label in answer[1:].split(".")) + b"\0"
-        return b"\xc0\x0c\0\x05\0\x01\0\0\0\0" + len(packed).to_bytes(2, "big") + packed
-    address = ipaddress.ip_address(answer)
-    if kind != (1 if address.version == 4 else 28):
-        return b""
-    return b"\xc0\x0c" + kind.to_bytes(2, "big") + b"\0\x01\0\0\0\0" + len(address.packed).to_bytes(2, "big") + address.packed
+def _record(owner: bytes, kind: int, content: bytes) -> bytes:
+    return owner + kind.to_bytes(2, "big") + b"\0\x01\0\0\0\0" + len(content).to_bytes(2, "big") + content
 
 
 class _Canaries(asyncio.DatagramProtocol):

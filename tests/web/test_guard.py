@@ -13,7 +13,7 @@ import pytest
 from dr_jax.web.guard import AllowedHost, Guard, GuardedResolver, RefusedAddressError, is_public
 from dr_jax.web.page import WebError
 from tests.web.conftest import MakeFetcher, Site
-from tests.web.hostile import DNS, HEADERS, LOOPBACK, PAGES, PRIVATE, REDIRECTS, URLS
+from tests.web.hostile import DEAD, DNS, HEADERS, LOOPBACK, NAMES, PAGES, PRIVATE, REDIRECTS, SITE, URLS
 from tests.web.test_render import WHY
 
 GUARD = Guard([AllowedHost("here", "127.0.0.1", 4711)])
@@ -188,6 +188,9 @@ def test_nobody_is_reached_from_within_a_world_of_canaries(mode: str) -> None:
     assert len(found["alive"]) == 7  # every canary was there to be reached
     for url in URLS[: len(LOOPBACK + PRIVATE)]:
         assert found["ends"][url] in ("refused", "bad_url"), url
+    inner = [name for name in DNS if NAMES[name] != ((),) and not {SITE, DEAD} & {one for turn in NAMES[name] for one in turn}]
+    for url in (f"{scheme}://{name}/" for name in inner for scheme in ("http", "https")):
+        assert found["ends"][url] == "refused", url
     assert sum(end == "page" for end in found["ends"].values()) > len(PAGES)  # what may be opened was
     assert (found["counted"].get("web/render_n", 0) > len(PAGES)) == (mode == "always")
     assert (found["counted"].get("web/render_refused", 0) > 100) == (mode == "always")
