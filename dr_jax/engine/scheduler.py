@@ -105,9 +105,9 @@ class Scheduler:
             self.waiting.remove(request)
 
     def restart(self) -> None:
-        """Forget all pages: the weights changed. Who is drawing keeps its own; who has not come so far starts again."""
+        """Forget all pages: the weights changed. Who is drawing keeps its own; who has not drawn yet starts again."""
         self.pool.forget()
-        for request in [one for one in self.running if one.pending > 1]:
+        for request in [one for one in self.running if one.pending > 1 or not one.drawn]:
             self._put_back(request)
 
     def computed(self, request: Request, ids: Sequence[int]) -> None:

@@ -120,6 +120,9 @@ def _mesh_of(weights: Weights) -> AbstractContextManager[Any]:
     return jax.set_mesh(home.mesh) if isinstance(home, NamedSharding) else nullcontext()
 
 
+Check = Callable[[float], None]
+
+
 class Update(Protocol):
     """One policy update."""
 
@@ -130,6 +133,7 @@ class Update(Protocol):
         *,
         temperature: float = 1.0,
         reference_weights: Weights | None = None,
+        check: Check | None = None,
     ) -> tuple[State, dict[str, float]]:
         """Return the next state and what is worth watching.
 
@@ -138,6 +142,7 @@ class Update(Protocol):
             batches: all micro-batches of this update, on the host or placed.
             temperature: that the tokens were sampled with; logits are divided by it, unless it is 0 (greedy).
             reference_weights: the frozen policy of the divergence term.
+            check: told the largest mismatch of an on-policy token before any weight moves; what it raises leaves `state` valid.
 
         Raises:
             ValueError: there is no micro-batch, or a reference is needed and missing.
@@ -163,7 +168,12 @@ def make_update(
     score = make_score(forward)
 
     def update(
-        state: State, batches: Sequence[Batch], *, temperature: float = 1.0, reference_weights: Weights | None = None
+        state: State,
+        batches: Sequence[Batch],
+        *,
+        temperature: float = 1.0,
+        reference_weights: Weights | None = None,
+        check: Check | None = None,
     ) -> tuple[State, dict[str, float]]:
         if not batches:
             raise ValueError("an update needs at least one micro-batch; skip the step when packing found nothing to train")
@@ -185,8 +195,11 @@ def make_update(
                         gradient, weights, batch, reference_BT, proximal_BT, state.step, _divisor(temperature)
                     )
                     tallies.append(tally)
+                found = losses.report(jax.device_get(tallies))
+                if check is not None and not passes:
+                    check(found["mismatch_max"])
                 weights, moments, norms = programs.apply(weights, moments, gradient)
-                passes.append(losses.report(jax.device_get(tallies)) | {name: float(norm) for name, norm in norms.items()})
+                passes.append(found | {name: float(norm) for name, norm in norms.items()})
         return State(weights, moments, state.step + 1), _told(passes)
 
     return update

@@ -2,8 +2,8 @@
 
 In:    groups, the question of each, the update they went into
 Out:   `episodes.jsonl`; secrets replaced by the names of their variables
-Holds: lines are written whole, a bounded number at a time; half a line that a crash left is cut off when the file is
-       opened again, and left out by the reader
+Holds: lines are written whole, a bounded number at a time; when the file is opened again, lines of steps that will be done
+       again are cut off, and so is half a line that a crash left, which the reader leaves out too
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class EpisodeWriter:
     Args:
         path: the file.
         decode: ids to text, for the reader's eyes.
-        append: keep what is there; otherwise start anew.
+        keep_below: keep what is there of the steps below this one, which will be written again; None starts anew.
     """
 
-    def __init__(self, path: Path, decode: Decode, *, append: bool = False) -> None:
+    def __init__(self, path: Path, decode: Decode, *, keep_below: int | None = None) -> None:
         self._decode = decode
-        if append and path.exists():
-            _cut_half_a_line(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if append else os.O_TRUNC)
+        if keep_below is not None and path.exists():
+            _cut(path, keep_below)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if keep_below is None else 0)
         self._file = os.open(path, flags, 0o644)
         self._waiting = bytearray()
 
@@ -66,18 +66,12 @@ class EpisodeWriter:
             os.close(self._file)
 
 
-def _cut_half_a_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - _BUFFER)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                file.truncate(start + newline + 1)
-                return
-            end = start
-        file.truncate(0)
+def _cut(path: Path, below: int) -> None:
+    """Leave out what was written of later steps, and half a line that a crash left."""
+    partial = path.with_suffix(".partial")
+    with path.open("rb") as old, partial.open("wb") as new:
+        new.writelines(line for line in old if line.endswith(b"\n") and json.loads(line).get("step", 0) < below)
+    partial.replace(path)
 
 
 def as_row(episode: Episode, question: Question, decode: Decode) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 In:    device state (weights, optimizer, step) and host state (stream position, untrained groups, settings) at a step
 Out:   one atomic directory per step, local or `gs://`, the newest few kept
-Holds: a checkpoint that cannot be read is named in the log and passed over for the one before it
+Holds: a checkpoint that cannot be read is named in the log, passed over for the one before it, and set aside
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,54 +39,83 @@ class Checkpoints:
             item_handlers={"state": ocp.StandardCheckpointHandler(), "host": ocp.JsonCheckpointHandler()},
         )
 
+    def steps(self) -> list[int]:
+        """Steps that were saved, the oldest first."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: State, host: dict[str, Any]) -> None:
         """Begin to save; arrays are copied to host memory before this returns, files are written behind it.
 
         A step that was saved before is left as it is.
+
+        Raises:
+            CheckpointError: there are later steps than this one.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)))
+        host = {**host, "model": _shapes(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
+        saved = self._manager.save(step, args=args)
+        if not saved:
+            raise CheckpointError(
+                f"Step {step} cannot be saved in {self._path}, which holds step {self._manager.latest_step()}",
+                needed="a directory of this run alone",
+                fix="set checkpoint.directory to another place",
+            )
 
     def restore(self, like: State) -> tuple[State, dict[str, Any]] | None:
         """Read the newest checkpoint that can be read onto the placement of `like`; None when there is none at all.
 
+        Those that cannot be read are set aside as `<step>.unreadable`, so that their steps can be saved again.
+
         Raises:
             CheckpointError: there are checkpoints and none can be read, or they hold another architecture.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        reasons = []
-        for step in steps:
+        broken: dict[int, str] = {}
+        for step in reversed(self.steps()):
             try:
-                read = self._manager.restore(
-                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore())
-                )
+                host = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
+                self._refuse_other_model(host["model"], like)
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+                state = self._manager.restore(step, args=args)["state"]
+            except CheckpointError:
+                raise
             # Orbax, tensorstore and the file system each raise their own types for a damaged file.
             except Exception as error:  # noqa: BLE001
-                reasons.append(f"{step}: {' '.join(str(error).split())[:200]}")
-                _log.warning("checkpoint %s cannot be read, trying the one before it (%s)", self._path / str(step), reasons[-1])
+                broken[step] = " ".join(str(error).split())[:200]
+                _log.warning(
+                    "checkpoint %s cannot be read, trying the one before it (%s)", self._path / str(step), broken[step]
+                )
                 continue
-            self._refuse_other_shapes(read["state"], like)
-            return read["state"], read["host"]
-        if reasons:
+            self._set_aside(broken)
+            return state, host
+        if broken:
             raise CheckpointError(
-                f"None of the checkpoints in {self._path} can be read ({'; '.join(reasons)})",
-                needed="at least one whole checkpoint of this architecture",
+                f"None of the checkpoints in {self._path} can be read ({'; '.join(f'{k}: {v}' for k, v in broken.items())})",
+                needed="at least one whole checkpoint",
                 fix="start without --resume, or under another name",
             )
         return None
 
-    def _refuse_other_shapes(self, state: State, like: State) -> None:
-        for (path, found), (_, wanted) in zip(
-            jax.tree_util.tree_leaves_with_path(state), jax.tree_util.tree_leaves_with_path(like), strict=True
-        ):
-            if found.shape != wanted.shape:
+    def _refuse_other_model(self, shapes: dict[str, list[int]], like: State) -> None:
+        wanted = _shapes(like)
+        for name in sorted(shapes.keys() | wanted.keys()):
+            if shapes.get(name) != wanted.get(name):
                 raise CheckpointError(
-                    f"The checkpoint's {jax.tree_util.keystr(path)} has shape {found.shape}",
-                    needed=f"shape {wanted.shape}, as the model in the config has",
-                    fix="use the config that the run was started with",
+                    f"The checkpoints in {self._path} are of another model: {name} has shape {shapes.get(name, 'none')}",
+                    needed=f"shape {wanted.get(name, 'none')}, as the model in the config has",
+                    fix="use the config that the run was started with, or another name",
                 )
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            aside = self._path / f"{step}.unreadable"
+            if aside.exists():
+                aside.rmtree()
+            (self._path / str(step)).rename(aside)
+        if steps:
+            self._manager.reload()
 
     def wait(self) -> None:
         """Return when everything that was saved is on disk."""
@@ -94,3 +124,7 @@ class Checkpoints:
     def close(self) -> None:
         """Finish writing and let go of the directory."""
         self._manager.close()
+
+
+def _shapes(state: State) -> dict[str, list[int]]:
+    return {name: list(weight.shape) for name, weight in state.weights.items()}

@@ -46,7 +46,7 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
 
     Raises:
         UserError: something that a person can change, before anything long starts.
-        MismatchError: engine and trainer disagree; nothing of that update is saved.
+        MismatchError: engine and trainer disagree; the weights are left and saved as they were before that update.
     """
     _end_on_termination()
     settings = states.dated(settings, resume=resume)
@@ -55,7 +55,9 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
         done = states.restore(run) if resume else Progress()
         write_json(directory / "config.json", to_tree(settings))
         report = Report(directory, keep_below=done.step + 1)
-        with EpisodeWriter(directory / "episodes.jsonl", run.actor.chat.tokenizer.decode, append=resume) as episodes:
+        with EpisodeWriter(
+            directory / "episodes.jsonl", run.actor.chat.tokenizer.decode, keep_below=done.step + 1 if resume else None
+        ) as episodes:
             await _loop(run, done, report, episodes, told)
         summary = _summary(settings, done)
         report.summary(summary)
@@ -77,11 +79,12 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
                     for episode in group.episodes:
                         episodes.write(episode, run.questions[group.question_id], step=done.step)
                 episodes.flush()
-                done.wall_s = time.perf_counter() - clock
-                if run.settings.eval.every and done.step % run.settings.eval.every == 0 and done.step < run.settings.steps:
-                    numbers["eval/f1"] = (await _measure(run, done.step, told))["f1"]
-                numbers["wall_s"] = done.wall_s
-                report.step(done.step, numbers)
+                numbers["wall_s"] = done.wall_s = time.perf_counter() - clock
+                try:
+                    if run.settings.eval.every and done.step % run.settings.eval.every == 0 and done.step < run.settings.steps:
+                        numbers["eval/f1"] = (await _measure(run, done.step, told))["f1"]
+                finally:  # a row stands for every update that was made
+                    report.step(done.step, numbers)
                 told("step", done.step, numbers)
                 if run.settings.checkpoint.every and done.step % run.settings.checkpoint.every == 0:
                     states.save(run, done)
@@ -102,8 +105,13 @@ def _learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float
     if batches:
         placed = [place_rows(batch, run.actor.mesh) for batch in batches]
         temperature = settings.episode.temperature
-        run.state, stats = run.update(run.state, placed, temperature=temperature, reference_weights=run.reference)
-        refuse_mismatch(settings, done.step + 1, stats["update/mismatch_max"])
+        run.state, stats = run.update(
+            run.state,
+            placed,
+            temperature=temperature,
+            reference_weights=run.reference,
+            check=lambda found: refuse_mismatch(settings, done.step + 1, found),
+        )
         run.adopt()
     else:
         _log.warning("update %d: every group was flat, so there is nothing to learn and the weights stay", done.step + 1)
@@ -136,13 +144,19 @@ def refuse_mismatch(settings: Settings, step: int, found: float) -> None:
 
 
 async def _whole(work: Any) -> Any:
-    """Await a thread to its end, also when cancelled: the state that it was given is gone, the new one must be kept."""
-    task = asyncio.ensure_future(work)
+    """Await a thread to its end, also when cancelled: the state that it was given is gone, the new one must be kept.
+
+    The cancellation comes back at the next await, after what the thread did has been written down.
+    """
+    task, own = asyncio.ensure_future(work), asyncio.current_task()
+    assert own is not None
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await task
-        raise
+        found = await task
+        own.uncancel()
+        own.cancel()
+        return found
 
 
 def _end_on_termination() -> None:

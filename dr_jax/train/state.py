@@ -59,7 +59,6 @@ def save(run: Run, progress: Progress) -> None:
         "spent": {"queries": run.budget.queries, "money": run.budget.money},
         "read": {"calls": run.spending.calls, "tokens": run.spending.tokens, "money": run.spending.money},
         "waiting": _GROUPS.dump_python(list(run.harvest.waiting), mode="json"),
-        "model": {name: list(weight.shape) for name, weight in run.state.weights.items()},
     }
     run.checkpoints.save(progress.step, run.state, host)
 

@@ -151,6 +151,23 @@ def test_new_weights_start_again_who_has_not_come_to_draw() -> None:
     assert one.pool.held == 0
 
 
+def test_new_weights_start_again_who_found_its_whole_prompt_and_has_drawn_nothing() -> None:
+    one = scheduler(slots=2, rows=(1,))
+    prompt = list(range(9))
+    one.add(request(prompt, budget=1))
+    step(one)
+    step(one)
+    assert not one.requests
+    long, twin = request(list(range(100, 130))), request(prompt)
+    one.add(long)
+    one.add(twin)
+    step(one)  # computes for the first of the two only
+    assert (twin.pending, twin.drawn) == (1, 0)
+    one.restart()
+    assert twin.cached == 0
+    assert twin in one.waiting
+
+
 def test_removing_a_request_frees_its_pages_wherever_it_is() -> None:
     one = scheduler(slots=1)
     running, waiting = distinct(2)

@@ -28,15 +28,25 @@ def test_half_a_line_that_a_crash_left_is_cut_off_when_the_run_goes_on(tmp_path:
     with path.open("a") as file:
         file.write('{"id": "q.1", "half' + "x" * 3_000_000)
     assert ids(path) == ["q.0"]
-    with EpisodeWriter(path, decode, append=True) as writer:
+    with EpisodeWriter(path, decode, keep_below=1) as writer:
         writer.write(episode(2), QUESTION)
     assert ids(path) == ["q.0", "q.2"]
+
+
+def test_steps_that_are_done_again_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    with EpisodeWriter(path, decode) as writer:
+        for step in (1, 2, 3):
+            writer.write(episode(step), QUESTION, step=step)
+    with EpisodeWriter(path, decode, keep_below=3) as writer:
+        writer.write(episode(9), QUESTION, step=3)
+    assert ids(path) == ["q.1", "q.2", "q.9"]
 
 
 def test_a_file_of_nothing_but_half_a_line_starts_anew(tmp_path: Path) -> None:
     path = tmp_path / "episodes.jsonl"
     path.write_text('{"id"')
-    with EpisodeWriter(path, decode, append=True) as writer:
+    with EpisodeWriter(path, decode, keep_below=1) as writer:
         writer.write(episode(1), QUESTION)
     assert ids(path) == ["q.1"]
 

@@ -1,20 +1,29 @@
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from dr_jax.base.errors import ConfigError, MismatchError
+from dr_jax.base.errors import CheckpointError, ConfigError, MismatchError
+from dr_jax.model import hf
+from dr_jax.model.decoder import initial
 from dr_jax.rollout.record import read_episodes
+from dr_jax.tokens import vocabulary
 from dr_jax.train.loop import refuse_mismatch, train
 from dr_jax.train.report import read_metrics
 from dr_jax.train.settings import Settings
+from tests.fakes import small_tokenizer
+from tests.train import parts
 
 
 def silent(phase: str, index: int, numbers: Mapping[str, Any]) -> None:
@@ -22,6 +31,28 @@ def silent(phase: str, index: int, numbers: Mapping[str, Any]) -> None:
 
 
 CURVE = ("rollout/reward", "update/loss", "update/gradient_norm")
+
+
+def episodes_of(directory: Path) -> Counter[int]:
+    """How many episodes were written down for each update."""
+    return Counter(row["step"] for row in read_episodes(directory / "episodes.jsonl"))
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """Collect what dr_jax logs."""
+    said: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    handler, root = Kept(), logging.getLogger("dr_jax")
+    root.addHandler(handler)
+    try:
+        yield said
+    finally:
+        root.removeHandler(handler)
 
 
 def curve(directory: Path) -> list[list[float]]:
@@ -67,18 +98,49 @@ async def test_what_is_interrupted_is_saved_and_goes_on(settings: Settings, tmp_
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
-async def test_a_corrupt_checkpoint_falls_back_to_the_one_before(
-    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    await train(settings, told=silent)
-    newest = tmp_path / "run" / "checkpoints" / "4"
-    for file in newest.rglob("*"):
+async def test_an_update_that_is_interrupted_is_kept_with_its_row_and_its_episodes(settings: Settings, tmp_path: Path) -> None:
+    interrupted = dataclasses.replace(settings, advantage="tests.train.parts:interrupted")
+    parts.CALLS.clear()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(train(interrupted, told=silent))
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    assert episodes_of(tmp_path / "run") == {1: 4, 2: 4}
+    await train(interrupted, resume=True, told=silent)
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    assert episodes_of(tmp_path / "run") == {1: 4, 2: 4, 3: 4, 4: 4}
+
+
+def tear(checkpoint: Path) -> None:
+    for file in checkpoint.rglob("*"):
         if file.is_file():
             file.write_bytes(b"\x00 torn")
+
+
+async def test_a_corrupt_checkpoint_falls_back_to_the_one_before(settings: Settings, tmp_path: Path) -> None:
+    await train(settings, told=silent)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    tear(checkpoints / "4")
     steps: list[int] = []
-    with caplog.at_level("WARNING", logger="dr_jax"):
+    with logged() as said:
         await train(settings, resume=True, told=lambda phase, index, _: steps.append(index) if phase == "step" else None)
     assert steps == [3, 4]
+    assert [line for line in said if "checkpoints/4 cannot be read, trying the one before it" in line]
+    assert {path.name for path in checkpoints.iterdir()} == {"2", "4", "4.unreadable"}
+    assert episodes_of(tmp_path / "run") == {1: 4, 2: 4, 3: 4, 4: 4}
+    for name in ("2", "4"):
+        tear(checkpoints / name)
+    with pytest.raises(CheckpointError, match=r"None of the checkpoints in .* can be read \(4: .*; 2: "):
+        await train(settings, resume=True, told=silent)
+
+
+async def test_a_checkpoint_of_another_model_is_refused_by_name(settings: Settings, tmp_path: Path) -> None:
+    await train(dataclasses.replace(settings, steps=2), told=silent)
+    sizes = dataclasses.replace(hf.read(settings.model.load)[0], ff=32)
+    hf.write(tmp_path / "other", sizes, initial(sizes, jax.random.key(0)))
+    vocabulary.save(small_tokenizer(), tmp_path / "other")
+    other = dataclasses.replace(settings, model=dataclasses.replace(settings.model, load=str(tmp_path / "other")))
+    with pytest.raises(CheckpointError, match=r"another model: \S+ has shape \[.*64.*Needed: shape \[.*32"):
+        await train(other, resume=True, told=silent)
 
 
 async def test_9_no_trained_token_is_older_than_the_bound(settings: Settings, tmp_path: Path) -> None:
@@ -104,3 +166,18 @@ def test_a_mismatch_stops_the_run(settings: Settings, found: float) -> None:
     refuse_mismatch(settings, 1, 1e-4)
     with pytest.raises(MismatchError, match="At update 3 engine and trainer differ"):
         refuse_mismatch(settings, 3, found)
+
+
+async def test_a_mismatch_leaves_and_saves_the_weights_of_before(settings: Settings, tmp_path: Path) -> None:
+    strict = dataclasses.replace(settings, mismatch_gate=1e-30)
+    with pytest.raises(MismatchError, match="At update 1 engine and trainer differ"):
+        await train(strict, told=silent)
+    assert read_metrics(tmp_path / "run") == []
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    await train(dataclasses.replace(settings, steps=1), told=silent)
+    with pytest.raises(MismatchError, match="At update 2"):
+        await train(dataclasses.replace(strict, steps=2), resume=True, told=silent)
+    summary = await train(dataclasses.replace(settings, steps=2), resume=True, told=silent)
+    await train(dataclasses.replace(settings, name="whole", steps=2), told=silent)
+    assert summary["steps"] == 2
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "whole"), rtol=1e-5)
