@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from aiohttp import web
 from dr_jax.base.config import read
 from dr_jax.rollout.record import read_episodes
 from dr_jax.train.loop import train
+from dr_jax.train.measure import measure
 from dr_jax.train.report import read_metrics
 from dr_jax.train.settings import Settings
 
@@ -19,15 +21,19 @@ _DOWN_S = 25.0
 
 
 class Provider:
-    """A search provider that is down for some seconds, from the first query on."""
+    """A search provider that is down for some seconds, from the first query after `arm` on."""
 
     def __init__(self) -> None:
-        self.first = 0.0
+        self.armed = False
+        self.until = 0.0
+        self.refused = 0
         self.port = 0
 
     async def search(self, request: web.Request) -> web.Response:
-        self.first = self.first or time.monotonic()
-        if time.monotonic() < self.first + _DOWN_S:
+        if self.armed and not self.until:
+            self.until = time.monotonic() + _DOWN_S
+        if time.monotonic() < self.until:
+            self.refused += 1
             return web.Response(status=503)
         return web.json_response({"organic": [{"title": "x", "link": "http://lists.littleweb/city", "snippet": "cities"}]})
 
@@ -45,9 +51,9 @@ async def provider() -> AsyncIterator[Provider]:
     await runner.cleanup()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-async def test_a_run_outlasts_an_outage(provider: Provider, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def settings(provider: Provider, tmp_path: Path) -> Settings:
+    """The quickstart's policy, which searches, in a run of a few episodes."""
     wanted = [
         *(f"out='{tmp_path}'", "name='run'", "steps=2", "eval.questions=0", "data.questions=60", "littleweb.entities=200"),
         *("rollout.groups=2", "rollout.group_size=8", "rollout.failed_share=0.0", "checkpoint.every=0"),
@@ -55,9 +61,28 @@ async def test_a_run_outlasts_an_outage(provider: Provider, tmp_path: Path, capl
         f"web.provider.littleweb.url='http://127.0.0.1:{provider.port}/search'",
         *("web.breaker.failures=3", "web.breaker.open_s=0.5", "web.breaker.most_s=1.0", "web.fetch.attempts=2"),
     ]
-    settings = read(Settings, Path(__file__).parents[2] / "configs" / "quickstart.toml", wanted)
+    return read(Settings, Path(__file__).parents[2] / "configs" / "quickstart.toml", wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+async def test_an_evaluation_outlasts_an_outage(settings: Settings, provider: Provider) -> None:
+    provider.armed = True
+    found = await measure(replace(settings, eval=replace(settings.eval, questions=8)), told=lambda *_: None)
+    assert provider.refused >= 3
+    assert (found["n"], found["world_failed"]) == (8, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+async def test_a_run_outlasts_an_outage(
+    settings: Settings, provider: Provider, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(phase: str, index: int, numbers: Mapping[str, Any]) -> None:
+        provider.armed |= phase == "eval"  # before the first update
+
     with caplog.at_level(logging.INFO, logger="dr_jax"):
-        summary = await train(settings, told=lambda *_: None)
+        summary = await train(settings, told=told)
     assert summary["steps"] == 2
     said = " ".join(record.getMessage() for record in caplog.records)
     assert "no search provider is up; nothing new is begun until one is" in said
