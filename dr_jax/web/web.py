@@ -309,7 +309,7 @@ class Web:
     async def _fetched(self, url: str) -> tuple[Fetched | WebError, Entry | None]:
         found = await self._reach.asked(url, lambda: self._fetcher.get(url))
         if isinstance(found, WebError):
-            return found, Entry(encoded(found), error=True) if found.lasting else None
+            return found, Entry(encoded(found), error=True, passing=not found.lasting)
         meta = {name: value for name, value in asdict(found).items() if name != "body"}
         return found, None if found.broken else Entry(meta, found.body)
 
