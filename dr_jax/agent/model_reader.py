@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from dr_jax.agent.extractive import best_sentences
 from dr_jax.agent.reading import ReaderSettings, Reading, Task, segments
-from dr_jax.base.errors import CapacityError
+from dr_jax.base.errors import ContextFullError
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import Policy, RequestKey, Sampling
@@ -67,7 +67,7 @@ class PolicyModel:
         """Return the reply; None when prompt and reply are longer than the policy's context."""
         try:
             sampled = await self._policy.sample(self._chat.open(READ, asked), self._sampling, key)
-        except CapacityError:
+        except ContextFullError:
             return None
         return self._chat.tokenizer.decode(sampled.ids)
 

@@ -24,18 +24,22 @@ from dr_jax.base.errors import ConfigError
 Settings = TypeVar("Settings")
 
 
-def read(cls: type[Settings], path: Path | str | None = None, overrides: Iterable[str] = ()) -> Settings:
+def read(cls: type[Settings], path: Path | str | None = None, overrides: Iterable[str] = (), *, part: bool = False) -> Settings:
     """Read a TOML file, apply overrides, and validate the result as `cls`.
 
     Args:
         cls: a dataclass whose fields are plain values, tuples, or further dataclasses.
         path: a TOML file; None reads only the overrides over the defaults.
         overrides: strings `key.sub=value`; the value is TOML, or a bare word taken as text.
+        part: the file may hold further tables and keys at its top, which are another command's to read.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
     """
     tree = _load(Path(path)) if path is not None else {}
+    if part:
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        tree = {key: value for key, value in tree.items() if key in known}
     for override in overrides:
         _override(tree, override)
     return validated(cls, tree)

@@ -42,6 +42,10 @@ class CapacityError(UserError):
     """A request can never fit: a prompt longer than the budget, a batch that the mesh cannot hold."""
 
 
+class ContextFullError(CapacityError):
+    """A prompt and its budget of new tokens are more than the context holds."""
+
+
 class MismatchError(UserError):
     """The engine and the trainer disagree about log-probabilities by more than the gate allows."""
 

@@ -2,6 +2,7 @@
 
 In:    `add("web/bytes", n)`, `observe("web/search_s", seconds)`, `with timed(metrics, "engine/prefill_s")`
 Out:   `drain()`: one flat dict for one step; sums for counts, mean/p50/p95/max and n for observations
+       `snapshot()`: the same as it was collected, for a process that counts without end and is looked at from outside
 Safe:  from any thread
 """
 
@@ -12,10 +13,20 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 _KEPT = 4096  # observations kept per name between two drains: enough for a p95, bounded whatever the run does
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Values of one name: the latest ones, how many there were in all, and their sum."""
+
+    values: tuple[float, ...]
+    count: int
+    total: float
 
 
 class Metrics:
@@ -27,6 +38,7 @@ class Metrics:
         self._gauges: dict[str, float] = {}
         self._seen: dict[str, list[float]] = defaultdict(list)
         self._total: dict[str, int] = defaultdict(int)
+        self._sum: dict[str, float] = defaultdict(float)
 
     def add(self, name: str, amount: float = 1.0) -> None:
         """Add to a count that starts at zero after every drain."""
@@ -42,6 +54,7 @@ class Metrics:
         """Record one of many values whose distribution matters."""
         with self._lock:
             self._total[name] += 1
+            self._sum[name] += value
             kept = self._seen[name]
             if len(kept) < _KEPT:
                 kept.append(value)
@@ -62,7 +75,14 @@ class Metrics:
             self._counts.clear()
             self._seen.clear()
             self._total.clear()
+            self._sum.clear()
             return out
+
+    def snapshot(self) -> tuple[dict[str, float], dict[str, float], dict[str, Observed]]:
+        """Return counts, gauges and observations since the last drain, and go on collecting."""
+        with self._lock:
+            seen = {name: Observed(tuple(kept), self._total[name], self._sum[name]) for name, kept in self._seen.items()}
+            return dict(self._counts), dict(self._gauges), seen
 
 
 class Under(Metrics):

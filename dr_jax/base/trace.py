@@ -6,13 +6,14 @@ Out:   one line on stderr, with every value of a key-like environment variable r
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
 from typing import TextIO
 
-_KEY_LIKE = re.compile(r"(_API_KEY|_TOKEN|_SECRET|_PASSWORD)$")
+_KEY_LIKE = re.compile(r"(_KEY|_TOKEN|_SECRET|_PASSWORD)$")
 
 
 def logger(name: str) -> logging.Logger:
@@ -35,7 +36,7 @@ def redacted(text: str) -> str:
     """Replace the value of every key-like environment variable that occurs in the text by `<NAME>`."""
     for name, value in os.environ.items():
         if len(value) >= 8 and _KEY_LIKE.search(name):
-            text = text.replace(value, f"<{name}>")
+            text = text.replace(value, f"<{name}>").replace(json.dumps(value, ensure_ascii=False)[1:-1], f"<{name}>")
     return text
 
 

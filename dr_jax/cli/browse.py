@@ -57,7 +57,7 @@ def command(
     ],
     question: Annotated[str, typer.Option(help="Print what the page says about this, and not its whole text.")] = "",
     links: Annotated[bool, typer.Option("--links", help="Print the page's links too.")] = False,
-    config: Annotated[Path | None, typer.Option(help="A config whose [web] and [reader] are used.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A config whose tables web and reader are used.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="NAME=ADDRESS:PORT, a host inside that may be reached.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
     as_json: Json = False,
@@ -86,12 +86,10 @@ def command(
 
 
 def _of_config(config: Path, overrides: list[str]) -> tuple[_Settings, WorldSettings]:
-    from dr_jax.littleweb.world import WorldSettings
     from dr_jax.train.settings import Settings
 
     settings = read(Settings, config, overrides)
-    here = settings.littleweb
-    return _Settings(settings.web, settings.reader), WorldSettings(seed=here.train_seed, entities=here.entities)
+    return _Settings(settings.web, settings.reader), settings.littleweb.world("train")
 
 
 def _permission(text: str) -> AllowedHost:
@@ -139,6 +137,11 @@ def _open_file(file: Path, settings: WebSettings) -> Page | WebError:
 
 
 async def _open(url: str, settings: WebSettings, world: WorldSettings, allowed: tuple[AllowedHost, ...]) -> Page | WebError:
+    if settings.gateways:
+        from dr_jax.train.worlds import way_out
+
+        async with way_out(settings, world) as remote:
+            return await remote.open(url)
     if "local" not in settings.order:  # nothing is searched, so nobody needs a key
         settings = replace(settings, search="littleweb")
     async with AsyncExitStack() as stack:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from typing import Annotated
@@ -36,7 +35,7 @@ def version() -> None:
 
 
 def _register() -> None:
-    from dr_jax.cli import ask, browse, data, doctor, evaluate, littleweb, search, sft, show, tape, train
+    from dr_jax.cli import ask, browse, data, doctor, evaluate, littleweb, search, sft, show, tape, train, web_gateway
 
     app.command("train")(train.command)
     app.command("sft")(sft.command)
@@ -46,6 +45,7 @@ def _register() -> None:
     app.command("search")(search.command)
     app.command("browse")(browse.command)
     app.command("littleweb")(littleweb.command)
+    app.command("web-gateway")(web_gateway.command)
     app.command("doctor")(doctor.command)
     app.add_typer(data.app, name="data")
     app.add_typer(tape.app, name="tape")
@@ -64,6 +64,3 @@ def run() -> None:
     except DrJaxError as error:
         sys.stderr.write(redacted(f"dr-jax: {error}\n"))
         raise SystemExit(1) from None
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.stderr.write("dr-jax: interrupted; `--resume` goes on from the last checkpoint\n")
-        raise SystemExit(130) from None

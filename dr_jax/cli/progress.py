@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Tell who interrupts a run how to go on with it."""
+    try:
+        yield
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        typer.echo("dr-jax: interrupted and saved; the same command with --resume goes on from here", err=True)
+        raise typer.Exit(130) from None
 
 
 class Screen:
@@ -50,7 +63,7 @@ class Screen:
 def step_line(step: int, steps: int, numbers: Mapping[str, Any]) -> str:
     """One update in one line."""
     shown = [
-        ("f1", "rollout/f1", "{:.3f}"),
+        ("f1 part", "rollout/f1", "{:+.2f}"),
         ("reward", "rollout/reward", "{:+.2f}"),
         ("calls", "rollout/tool_calls", "{:.2f}"),
         ("tokens", "rollout/tokens", "{:.0f}"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +29,7 @@ class _WebOnly:
 
 def command(
     query: Annotated[str, typer.Argument(help="What to search for.")],
-    config: Annotated[Path | None, typer.Option(help="A config whose [web] is used; the defaults without one.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A config whose table web is used; the defaults without one.")] = None,
     provider: Annotated[list[str] | None, typer.Option(help="Whom to ask; again for a second one, should it fail.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
     as_json: Json = False,
@@ -54,27 +53,16 @@ def command(
 
 def _of_config(config: Path, overrides: list[str]) -> tuple[WebSettings, WorldSettings]:
     from dr_jax.base.config import read
-    from dr_jax.littleweb.world import WorldSettings
     from dr_jax.train.settings import Settings
 
     settings = read(Settings, config, overrides)
-    here = settings.littleweb
-    return settings.web, WorldSettings(seed=here.train_seed, entities=here.entities)
+    return settings.web, settings.littleweb.world("train")
 
 
 async def _search(query: str, settings: WebSettings, world: WorldSettings) -> tuple[Hit, ...] | WebError:
-    from dr_jax.web.guard import AllowedHost
-    from dr_jax.web.web import Web
+    from dr_jax.train.worlds import way_out
 
-    async with AsyncExitStack() as stack:
-        allowed: tuple[AllowedHost, ...] = ()
-        if "littleweb" in settings.order and settings.tape.mode != "replay":
-            from dr_jax.littleweb.site import serve
-            from dr_jax.littleweb.world import build
-
-            site = await stack.enter_async_context(serve(build(world)))
-            allowed = (AllowedHost(suffix="littleweb", address="127.0.0.1", port=site.port),)
-        web = await stack.enter_async_context(Web(settings, allow=allowed))
+    async with way_out(settings, world) as web:
         return await web.search(query)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dr_jax.cli.progress import resumable
 from dr_jax.cli.train import Config, Overrides
 
 
@@ -25,9 +26,10 @@ def command(
     from dr_jax.train.cold_start import cold_start
     from dr_jax.train.report import write_json
     from dr_jax.train.settings import Settings
-    from dr_jax.train.state import run_directory
+    from dr_jax.train.state import refuse_nothing, run_directory
 
     settings = read(Settings, config, overrides or [])
+    refuse_nothing(settings, resume=resume)
     directory = run_directory(settings, resume=resume)
     write_json(directory / "config.json", to_tree(settings))
     console, start, done = Console(), time.perf_counter(), 0
@@ -43,5 +45,6 @@ def command(
                 highlight=False,
             )
 
-    model = cold_start(settings, directory, resume=resume, progress=progress)
+    with resumable():
+        model = cold_start(settings, directory, resume=resume, progress=progress)
     typer.echo(f"wrote {model}")

@@ -52,7 +52,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(found[-1]))
     else:
-        console.print(_shown(found[-1], _tokenizer(run) if tokens else None))
+        console.print(_shown(found[-1], _tokenizer(run) if tokens else None, _mismatch(run, found[-1].get("step"))))
 
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
@@ -60,24 +60,23 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listing(rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("id", "update", "outcome", "reward", "calls", "question", "answer", "accepted"):
-        table.add_column(name, overflow="fold")
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for name in ("update", "reward", "calls"):
+        table.add_column(name, justify="right")
+    for name, share in (("id, question", 3), ("outcome: answer, accepted", 2)):
+        table.add_column(name, overflow="fold", ratio=share)
     for row in rows:
         table.add_row(
-            row["id"],
             str(row.get("step", "")),
-            row["outcome"],
             f"{sum(row['rewards'].values()):+.2f}" if row["rewards"] else "-",
             str(len(row["tools"])),
-            row["question"],
-            row["answer"] or "",
-            " | ".join(row["answers"]),
+            Text(f"{row['id']}\n").append(row["question"], style="bold"),
+            Text(f"{row['outcome']}: {row['answer'] or '-'}\n").append(" | ".join(row["answers"]), style="dim"),
         )
     return table
 
 
-def _shown(row: dict[str, Any], tokenizer: Any) -> Group:
+def _shown(row: dict[str, Any], tokenizer: Any, mismatch: str) -> Group:
     parts: list[Any] = [Text(row["question"], style="bold"), Text(f"accepted: {' | '.join(row['answers'])}", style="dim")]
     for number, trajectory in enumerate(row["trajectories"]):
         text = Text()
@@ -97,6 +96,7 @@ def _shown(row: dict[str, Any], tokenizer: Any) -> Group:
     )
     facts.add_row("seconds", ", ".join(f"{name} {value:.2f}" for name, value in row["seconds"].items()))
     facts.add_row("sampled", _sampled(row))
+    facts.add_row("mismatch", mismatch)
     return Group(*parts, facts)
 
 
@@ -114,6 +114,17 @@ def _sampled(row: dict[str, Any]) -> str:
         return "nothing"
     mean = sum(logprobs) / len(logprobs)
     return f"{len(logprobs)} tokens, mean log-probability {mean:.3f}, least {min(logprobs):.2f}, versions {versions}"
+
+
+def _mismatch(run: Path, step: int | None) -> str:
+    """How far engine and trainer were apart, in log-probability, about the tokens of the update that this episode went into."""
+    from dr_jax.train.report import read_metrics
+
+    row = next((row for row in read_metrics(run) if row["step"] == step), {})
+    if "update/mismatch_max" not in row:
+        return "not compared: it was not trained on"
+    worst, mean = row["update/mismatch_max"], row["update/mismatch_mean"]
+    return f"engine and trainer differ by at most {worst:.1e}, on average {mean:.1e}, about the tokens of update {step}"
 
 
 def _tokenizer(run: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dr_jax.cli.progress import Screen
+from dr_jax.cli.progress import Screen, resumable
 
 Config = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that replace the file's: key.sub=value.")]
@@ -41,7 +41,8 @@ def command(
 
     console = Console()
     screen = Screen(console, settings.steps, quiet=as_json)
-    summary = asyncio.run(train(settings, resume=resume, told=screen))
+    with resumable():
+        summary = asyncio.run(train(settings, resume=resume, told=screen))
     if as_json:
         typer.echo(json.dumps(summary))
         return

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from jax.sharding import Mesh
 
-from dr_jax.base.errors import CapacityError, DrJaxError
+from dr_jax.base.errors import CapacityError, ContextFullError, DrJaxError
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.base.trace import logger
 from dr_jax.engine.device import STOPS, Device
@@ -172,7 +172,8 @@ class Engine:
         """Draw a continuation; see `tokens.policy.Policy`. Cancelling the awaiting task frees slot and pages.
 
         Raises:
-            CapacityError: prompt and budget exceed the context or the pool, or there are too many stop ids.
+            ContextFullError: prompt and budget exceed the context or the pool.
+            CapacityError: there are too many stop ids, or ids that the model does not have.
             EngineStoppedError: the engine was closed or has failed; nothing was drawn.
         """
         prompt = tuple(int(one) for one in prompt_ids)
@@ -216,7 +217,7 @@ class Engine:
         settings = self.settings
         tokens, most = len(prompt) + sampling.max_new_tokens, min(settings.max_context, self._pool.tokens)
         if tokens > most:
-            raise CapacityError(
+            raise ContextFullError(
                 f"A prompt of {len(prompt)} ids and {sampling.max_new_tokens} new ones make {tokens}",
                 needed=f"at most {most} (engine.max_context = {settings.max_context}, pool of {self._pool.tokens} tokens)",
                 fix="raise engine.max_context or engine.pages, or lower the episode's budget of tokens",

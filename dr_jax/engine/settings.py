@@ -23,7 +23,7 @@ class EngineSettings:
         prefill_rows: rows of the prefill programs, rising: few for one observation, many for many prompts.
         prefill_width: known ids computed per row of them.
         block: tokens that attention meets at a time; 0 chooses by backend.
-        max_waiting: requests that are queued; further callers wait before they are queued.
+        max_waiting: requests that run or are queued; further callers wait before they are queued.
         dtype: of keys and values.
     """
 

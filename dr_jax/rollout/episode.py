@@ -18,7 +18,7 @@ from dr_jax.agent.budget import Budget
 from dr_jax.agent.context import ContextManager, ContextSettings, Exchange, make_context
 from dr_jax.agent.tools import Memory, Observation, mistake, whole
 from dr_jax.agent.world import World
-from dr_jax.base.errors import CapacityError, WorldDownError
+from dr_jax.base.errors import ContextFullError, WorldDownError
 from dr_jax.data.question import Question
 from dr_jax.tokens.calls import Answer, Call, Calls, Malformed, parse
 from dr_jax.tokens.chat import Chat
@@ -65,6 +65,11 @@ class EpisodeSettings:
         if min(self.turns, self.tokens, self.max_new_tokens) < 1:
             raise ValueError(
                 f"turns, tokens and max_new_tokens are {self.turns}, {self.tokens}, {self.max_new_tokens}; at least 1"
+            )
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"temperature, top_p and top_k are {self.temperature}, {self.top_p}, {self.top_k}; "
+                "at least 0, above 0 and at most 1, and at least 0 are needed"
             )
         for name in ("policy_s", "world_s", "all_s"):
             if getattr(self, name) <= 0:
@@ -222,7 +227,7 @@ class _Attempt:
         try:
             async with asyncio.timeout(self._settings.policy_s):
                 sampled = await self._actors.policy.sample(tuple(self._ids), sampling, self._key(len(self._turns)))
-        except CapacityError:
+        except ContextFullError:
             return None
         finally:
             self._seconds["policy"] += time.perf_counter() - start

@@ -92,7 +92,7 @@ class Policy(Protocol):
         Cancelling the awaiting task cancels the request and frees what it held. The caller sets the deadline.
 
         Raises:
-            CapacityError: prompt and budget can never fit.
+            ContextFullError: prompt and budget can never fit.
             DrJaxError: the policy stopped; nothing was drawn.
         """
         ...

@@ -63,11 +63,6 @@ class Tokenizer:
         """The id that ends a text; `Chat.stop_ids` adds the one that ends a turn."""
         return () if self.fast.eos_token_id is None else (int(self.fast.eos_token_id),)
 
-    @property
-    def pad_id(self) -> int:
-        """An id to fill rectangles with; never trained on and never attended to."""
-        return int(self.fast.pad_token_id if self.fast.pad_token_id is not None else 0)
-
     def markup(self, text: str) -> list[int]:
         """Encode text that we wrote: special tokens become their ids."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)

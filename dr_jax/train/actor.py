@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from dr_jax.agent.prompt import system_prompt
 from dr_jax.base.errors import CapacityError, CheckpointError, ConfigError
 from dr_jax.base.metrics import Metrics, Under
+from dr_jax.engine.device import STOPS
 from dr_jax.engine.engine import Engine
 from dr_jax.model.decoder import Weights
 from dr_jax.model.fingerprint import fingerprint
@@ -140,6 +141,15 @@ def refuse_contradictions(settings: Settings, chat: Chat, mesh: Mesh) -> None:
             needed="rows that hold a whole episode",
             fix=f"add {episode.tokens} to batch.lengths",
         )
+    pool = (settings.engine.page_count - 1) * settings.engine.page_size
+    if episode.tokens > pool:
+        raise ConfigError(
+            f"episode.tokens = {episode.tokens} is more than the {pool} ids that engine.pages = {settings.engine.pages} hold",
+            needed="pages that hold a whole episode",
+            fix=f"set engine.pages to at least {-(-episode.tokens // settings.engine.page_size) + 1}, or to 0",
+        )
+    if len(chat.stop_ids) > STOPS:
+        raise ConfigError(f"The chat format ends turns with {len(chat.stop_ids)} different ids", needed=f"at most {STOPS}")
     if episode.top_p < 1 or episode.top_k:
         raise ConfigError(
             f"episode.top_p = {episode.top_p} and top_k = {episode.top_k} sample from what the trainer cannot compute",

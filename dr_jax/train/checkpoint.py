@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dr_jax.base.errors import CheckpointError
+from dr_jax.base.errors import CheckpointError, ConfigError
 from dr_jax.base.trace import logger
 from dr_jax.learn.update import State
 
@@ -28,9 +28,13 @@ class Checkpoints:
     Args:
         directory: local path or `gs://bucket/path`; made when missing.
         keep: how many of the newest to keep.
+        resume: whether what is there may be gone on from.
+
+    Raises:
+        ConfigError: there are checkpoints and nothing is resumed: they are another run's.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
+    def __init__(self, directory: str | Path, *, keep: int = 2, resume: bool = True) -> None:
         path = epath.Path(directory)
         self._path = path if "://" in str(directory) else epath.Path(Path(directory).absolute())
         self._manager = ocp.CheckpointManager(
@@ -38,6 +42,12 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "host": ocp.JsonCheckpointHandler()},
         )
+        if not resume and self.steps():
+            raise ConfigError(
+                f"{self._path} holds checkpoints of another run, the newest of step {self.steps()[-1]}",
+                needed="a place of this run's own",
+                fix="change checkpoint.directory, or go on from them with --resume",
+            )
 
     def steps(self) -> list[int]:
         """Steps that were saved, the oldest first."""

@@ -8,7 +8,6 @@ Holds: stopped anywhere and resumed, it sees every lesson once and gives the sam
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import signal
 import threading
 import time
@@ -17,10 +16,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dr_jax.base.errors import ConfigError
+from dr_jax.base.trace import logger
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import make_optimizer
 from dr_jax.learn.update import State, begin, make_update, through
-from dr_jax.model import hf
 from dr_jax.model.decoder import describe
 from dr_jax.model.load import fresh
 from dr_jax.model.sizes import NAMED
@@ -33,6 +32,9 @@ from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.lessons import Place, ahead, lessons, make_vocabulary
 from dr_jax.train.report import Report
 from dr_jax.train.settings import Settings
+from dr_jax.train.state import export
+
+_log = logger(__name__)
 
 Progress = Callable[[int, dict[str, float]], None]
 
@@ -61,7 +63,7 @@ def cold_start(settings: Settings, directory: Path, *, resume: bool = False, pro
     state, place, step, saved, earlier = begin(fresh(sizes, settings.seed, mesh=mesh), optimizer), Place(), 0, 0, 0.0
     update = make_update(through(sizes), LossSettings(objective="supervised"), optimizer, state)
     start = time.perf_counter()
-    with closing(_checkpoints(settings, directory)) as checkpoints:
+    with closing(_checkpoints(settings, directory, resume)) as checkpoints:
 
         def save(step: int, state: State, place: Place) -> None:
             wall_s = earlier + time.perf_counter() - start
@@ -95,11 +97,7 @@ def cold_start(settings: Settings, directory: Path, *, resume: bool = False, pro
         finally:
             if step > saved:
                 save(step, state, place)
-    model = directory / "model"
-    shutil.rmtree(model, ignore_errors=True)
-    hf.write(model, sizes, state.weights)
-    vocabulary.save(tokenizer, model)
-    return model
+    return export(directory, sizes, state.weights, tokenizer)
 
 
 @contextmanager
@@ -124,13 +122,15 @@ def _tokenizer(settings: Settings, directory: Path) -> Tokenizer:
     kept = directory / "tokenizer"
     if kept.exists():
         return Tokenizer.load(kept)
+    _log.info("training a tokenizer of %d ids on demonstrations", settings.cold_start.vocabulary)
     tokenizer = make_vocabulary(settings)
     vocabulary.save(tokenizer, kept)
     return tokenizer
 
 
-def _checkpoints(settings: Settings, directory: Path) -> Checkpoints:
-    return Checkpoints(settings.checkpoint.directory or directory / "checkpoints", keep=settings.checkpoint.keep)
+def _checkpoints(settings: Settings, directory: Path, resume: bool) -> Checkpoints:
+    where = settings.checkpoint.directory or directory / "checkpoints"
+    return Checkpoints(where, keep=settings.checkpoint.keep, resume=resume)
 
 
 def _ended(settings: Settings, step: int) -> ConfigError:

@@ -50,9 +50,12 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
     """
     _end_on_termination()
     settings = states.dated(settings, resume=resume)
-    directory, metrics = states.run_directory(settings, resume=resume), Metrics()
-    async with opened(settings, directory, metrics, told) as run:
+    states.refuse_nothing(settings, resume=resume)
+    async with opened(settings, Metrics(), told) as run:
+        directory = states.run_directory(settings, resume=resume)
+        run.write_to(directory, resume=resume)
         done = states.restore(run) if resume else Progress()
+        run.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
         write_json(directory / "config.json", to_tree(settings))
         report = Report(directory, keep_below=done.step + 1)
         with EpisodeWriter(
@@ -61,7 +64,7 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
             await _loop(run, done, report, episodes, told)
         summary = _summary(settings, done)
         report.summary(summary)
-        states.export(run)
+        states.export(directory, run.actor.sizes, run.state.weights, run.actor.chat.tokenizer)
     return summary
 
 

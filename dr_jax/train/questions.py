@@ -33,11 +33,21 @@ def eval_questions(settings: Settings, drawn: Sequence[Puzzle], *, alone: bool) 
         settings: of the run.
         drawn: littleweb's held-out questions.
         alone: whether nothing is trained; `data.path` is then what to measure with.
+
+    Raises:
+        ConfigError: there are none and some are wanted.
     """
-    path = settings.data.eval_path or (settings.data.path if alone else "")
-    if path:
-        return sources.read(path, limit=(settings.data.limit if alone else 0) or settings.eval.questions or None)
-    return [puzzle.question for puzzle in drawn]
+    if alone and settings.data.path and not settings.data.eval_path:
+        return sources.read(settings.data.path, limit=settings.data.limit or None)
+    if settings.data.eval_path:
+        return sources.read(settings.data.eval_path, limit=settings.eval.questions or None)
+    if settings.eval.questions and not drawn:
+        raise ConfigError(
+            "There are no held-out questions",
+            needed="data.eval_path, because only littleweb brings its own",
+            fix="set data.eval_path, or eval.questions = 0 to train without measuring",
+        )
+    return [puzzle.question for puzzle in drawn[: settings.eval.questions]]
 
 
 def refuse_overlap(train: Sequence[Question], held_out: Sequence[Question]) -> None:

@@ -76,7 +76,10 @@ def draw_curve(rows: list[dict[str, Any]], evaluations: Mapping[str, Any], path:
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True)
-    for name, label in (("rollout/f1", "training F1"), ("rollout/reward", "training reward")):
+    for name, label in (
+        ("rollout/f1", "F1 part of the reward"),
+        ("rollout/reward", "training reward"),
+    ):
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
             top.plot(*zip(*points, strict=True), label=label)

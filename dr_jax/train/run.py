@@ -29,8 +29,6 @@ from dr_jax.learn.optimizer import make_optimizer
 from dr_jax.learn.update import State, begin, make_update, through
 from dr_jax.littleweb import questions as puzzles
 from dr_jax.littleweb.names import Split
-from dr_jax.littleweb.site import serve
-from dr_jax.littleweb.world import WorldSettings, build
 from dr_jax.model.decoder import Weights, describe
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
@@ -43,9 +41,8 @@ from dr_jax.train.actor import Actor, ReadingModel, in_dtype, load_actor, load_r
 from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
-from dr_jax.web.guard import AllowedHost
+from dr_jax.train.worlds import AnyWeb, built, way_out
 from dr_jax.web.search.budget import Budget
-from dr_jax.web.web import Web
 
 Told = Callable[[str, int, dict[str, Any]], None]
 _TRIES = 3  # at a question of an evaluation
@@ -55,7 +52,7 @@ _TRIES = 3  # at a question of an evaluation
 class Place:
     """A world to act in, its web, and the questions that littleweb has about it (none for the open web)."""
 
-    web: Web
+    web: AnyWeb
     actors: Actors
     drawn: tuple[puzzles.Puzzle, ...]
     endpoint: Endpoint | None = None
@@ -99,20 +96,18 @@ class Stage:
         self._endpoint: Endpoint | None = None
 
     async def place(self, split: Split) -> Place:
-        """Open the world of a split: littleweb's, served on loopback, or the open web."""
+        """Open the world of a split: littleweb's, served on loopback, or the open web; directly or by gateways."""
         if split not in self._places:
-            settings, metrics = self.settings, self.metrics
-            drawn: tuple[puzzles.Puzzle, ...] = ()
-            allowed: tuple[AllowedHost, ...] = ()
-            if "littleweb" in settings.web.order:
-                drawn, allowed = await self._served(split)
-            web = await self._stack.enter_async_context(Web(settings.web, allow=allowed, metrics=metrics, budget=self.budget))
+            settings, metrics, here = self.settings, self.metrics, self.settings.littleweb
+            drawn = self._drawn(split) if "littleweb" in settings.web.order else ()
+            way = way_out(settings.web, here.world(split), faults=here.faults, metrics=metrics, budget=self.budget)
+            web = await self._stack.enter_async_context(way)
             world = World(web, await self._reader(web), settings.tools, metrics=metrics)
             actors = Actors(self.actor.engine, self.actor.chat, world, system_prompt(settings.prompt, world.schemas))
             self._places[split] = Place(web, actors, drawn, self._endpoint)
         return self._places[split]
 
-    async def _reader(self, web: Web) -> SharedReader:
+    async def _reader(self, web: AnyWeb) -> SharedReader:
         """Build the reader of one world; a server that reads is opened once for all of them."""
         settings, replays = self.settings.reader, self.settings.web.tape.mode == "replay"
         if settings.kind == "openai" and self._endpoint is None:
@@ -138,17 +133,14 @@ class Stage:
         if self.reading is not None:
             self.reading.engine.warm_up(told)
 
-    async def _served(self, split: Split) -> tuple[tuple[puzzles.Puzzle, ...], tuple[AllowedHost, ...]]:
-        here, training = self.settings.littleweb, split == "train"
-        seed, count = (here.train_seed, self.settings.data.questions) if training else (here.eval_seed, self._asked)
-        world = build(WorldSettings(seed=seed, entities=here.entities, split=split))
-        site = await self._stack.enter_async_context(serve(world, faults=here.faults))
-        drawn = puzzles.draw(world, count, hops=self.settings.data.hops, seed=self.settings.seed if training else 0)
-        return tuple(drawn), (AllowedHost(suffix="littleweb", address="127.0.0.1", port=site.port),)
+    def _drawn(self, split: Split) -> tuple[puzzles.Puzzle, ...]:
+        count, seed = (self.settings.data.questions, self.settings.seed) if split == "train" else (self._held_out, 0)
+        world = built(self.settings.littleweb.world(split))
+        return tuple(puzzles.draw(world, count, hops=self.settings.data.hops, seed=seed))
 
     @property
-    def _asked(self) -> int:
-        return max(1, self.settings.data.limit or self.settings.eval.questions)
+    def _held_out(self) -> int:
+        return max(1, self.settings.eval.questions)  # `dr-jax ask` takes its question from here as well
 
     async def attempt(self, question: Question, place: Place, settings: EpisodeSettings, watch: Watch | None = None) -> Episode:
         """Run one episode of an evaluation; its random numbers depend on the question alone."""
@@ -175,7 +167,6 @@ class Run(Stage):
     """A stage that learns.
 
     Args:
-        directory: where the run writes.
         train: the world that is trained in.
         questions: to train on.
         held_out: to measure with.
@@ -186,7 +177,6 @@ class Run(Stage):
         self,
         stage: Stage,
         stack: AsyncExitStack,
-        directory: Path,
         train: Place,
         questions: Sequence[Question],
         held_out: Sequence[Question],
@@ -194,7 +184,7 @@ class Run(Stage):
         super().__init__(stage.settings, stage.actor, stage.metrics, stack, stage.reading)
         self.budget, self.spending, self._places, self._endpoint = stage.budget, stage.spending, stage._places, stage._endpoint
         settings, actor = self.settings, self.actor
-        self.directory, self.held_out = directory, list(held_out)
+        self.held_out = list(held_out)
         self.questions = {question.id: question for question in questions}
         self._train, self._total = train, Total(settings.reward)
         axes = {name: spec.axes for name, spec in describe(actor.sizes).items()}
@@ -206,8 +196,17 @@ class Run(Stage):
         self.rows_multiple = row_ways(actor.mesh)
         self.stream = Stream(list(questions), settings.seed)
         self.harvest = Harvest(settings.rollout.groups, self.metrics)
-        where = settings.checkpoint.directory or directory / "checkpoints"
-        self.checkpoints = Checkpoints(where, keep=settings.checkpoint.keep)
+
+    def write_to(self, directory: Path, *, resume: bool) -> None:
+        """Name the directory of the run and open its checkpoints.
+
+        Raises:
+            ConfigError: there are checkpoints of another run.
+        """
+        kept = self.settings.checkpoint
+        self.directory = directory
+        self.checkpoints = Checkpoints(kept.directory or directory / "checkpoints", keep=kept.keep, resume=resume)
+        self._stack.callback(self.checkpoints.close)
 
     @property
     def version(self) -> int:
@@ -291,14 +290,11 @@ async def opened_stage(settings: Settings, metrics: Metrics, told: Told) -> Asyn
 
 
 @asynccontextmanager
-async def opened(settings: Settings, directory: Path, metrics: Metrics, told: Told) -> AsyncIterator[Run]:
-    """Open a run with all its parts; questions and batch are checked before anything is compiled."""
+async def opened(settings: Settings, metrics: Metrics, told: Told) -> AsyncIterator[Run]:
+    """Open a run with all its parts; nothing is compiled or written yet."""
     async with opened_stage(settings, metrics, told) as (stage, stack):
         train, held_out_place = await stage.place("train"), await stage.place("eval")
         questions = training_questions(settings, train.drawn)
         held_out = eval_questions(settings, held_out_place.drawn, alone=False)
         refuse_overlap(questions, held_out)
-        run = Run(stage, stack, directory, train, questions, held_out)
-        stack.callback(run.checkpoints.close)
-        stage.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
-        yield run
+        yield Run(stage, stack, train, questions, held_out)

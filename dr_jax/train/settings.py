@@ -12,11 +12,12 @@ from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.batch import BatchSettings
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings
-from dr_jax.littleweb.faults import Faults
+from dr_jax.model.sizes import NAMED
 from dr_jax.rewards.total import RewardSettings
 from dr_jax.rollout.episode import EpisodeSettings
 from dr_jax.sharding.mesh import MeshSettings
 from dr_jax.train.demonstrate import Manners
+from dr_jax.train.worlds import LittlewebSettings
 from dr_jax.web.web import WebSettings
 
 
@@ -43,7 +44,7 @@ class DataSettings:
     Args:
         path: a question file (parquet, JSONL); "" asks questions of littleweb.
         eval_path: held-out questions; "" means the held-out world of littleweb or, with `path`, that file in `eval`.
-        limit: how many questions of a file are used, taken evenly from its sources; 0 is all.
+        limit: how many questions of `path` are used, taken evenly from its sources; 0 is all.
         hops: of littleweb's questions.
         questions: how many questions are drawn from littleweb's training world.
     """
@@ -59,23 +60,6 @@ class DataSettings:
             raise ValueError(f"hops = {self.hops}; some of 1, 2 and 3 are needed")
         if self.limit < 0 or self.questions < 1:
             raise ValueError(f"limit = {self.limit}, questions = {self.questions}; 0 or more and at least 1 are needed")
-
-
-@dataclass(frozen=True, slots=True)
-class LittlewebSettings:
-    """The worlds that are served on loopback when `web.search` is `littleweb`.
-
-    Args:
-        entities: in each world.
-        train_seed: of the world that is trained on.
-        eval_seed: of the held-out world; no name of it occurs in any training world, whatever the seeds.
-        faults: what goes wrong, for tests.
-    """
-
-    entities: int = 2400
-    train_seed: int = 0
-    eval_seed: int = 0
-    faults: Faults = field(default_factory=Faults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +97,7 @@ class EvalSettings:
     """How a policy is measured.
 
     Args:
-        questions: how many held-out questions.
+        questions: how many held-out questions; 0 is every one of `data.eval_path`, and none where there is no such file.
         every: also measure after every this many updates; 0 only before and after.
         temperature: of the sampling; 0 is greedy.
         in_flight: episodes at once.
@@ -170,6 +154,14 @@ class ColdStartSettings:
     reading: float = 0.0
     careful: float = 0.9
     manners: Manners = field(default_factory=Manners)
+
+    def __post_init__(self) -> None:
+        if self.size not in NAMED:
+            raise ValueError(f"size = {self.size!r}; one of {', '.join(NAMED)} is needed")
+        if min(self.worlds, self.questions) < 1:
+            raise ValueError(f"worlds = {self.worlds}, questions = {self.questions}; at least 1 of each is needed")
+        if not (0 <= self.reading <= 1 and 0 <= self.careful <= 1):
+            raise ValueError(f"reading = {self.reading}, careful = {self.careful}; shares from 0 to 1 are needed")
 
 
 @dataclass(frozen=True, slots=True)

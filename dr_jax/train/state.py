@@ -21,7 +21,10 @@ from pydantic import TypeAdapter
 from dr_jax.base.errors import ConfigError
 from dr_jax.base.trace import logger
 from dr_jax.model import hf
+from dr_jax.model.decoder import Weights
+from dr_jax.model.sizes import Sizes
 from dr_jax.tokens import vocabulary
+from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.tokens.trajectory import Episode, Group
 from dr_jax.train.settings import Settings
 
@@ -89,17 +92,22 @@ def dated(settings: Settings, *, resume: bool) -> Settings:
     return replace(settings, prompt=replace(settings.prompt, date=date))
 
 
-def run_directory(settings: Settings, *, resume: bool) -> Path:
-    """Return the run's directory; an earlier run of the same name is moved aside, never overwritten.
+def refuse_nothing(settings: Settings, *, resume: bool) -> None:
+    """Check that there is something to resume, if that is what is wanted.
 
     Raises:
-        ConfigError: `resume` and there is nothing to resume.
+        ConfigError: there is not.
     """
     directory = Path(settings.out) / settings.name
     if resume and not (directory / "config.json").exists():
         raise ConfigError(
             f"There is no run in {directory}", needed="a run that was started before", fix="leave out --resume, or set name"
         )
+
+
+def run_directory(settings: Settings, *, resume: bool) -> Path:
+    """Return the run's directory; an earlier run of the same name is moved aside, never overwritten."""
+    directory = Path(settings.out) / settings.name
     if directory.exists() and not resume:
         taken = (directory.with_name(f"{directory.name}.{number}") for number in itertools.count(1))
         directory.rename(next(aside for aside in taken if not aside.exists()))
@@ -107,15 +115,14 @@ def run_directory(settings: Settings, *, resume: bool) -> Path:
     return directory
 
 
-def export(run: Run) -> None:
-    """Write the policy to `model/` in Hugging Face format, in place of what an earlier session of the run wrote."""
-    directory = run.directory / "model"
-    partial = run.directory / "model.partial"
+def export(directory: Path, sizes: Sizes, weights: Weights, tokenizer: Tokenizer) -> Path:
+    """Write a policy to `model/` in Hugging Face format, in place of what an earlier session of the run wrote."""
+    model, partial = directory / "model", directory / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    hf.write(partial, run.actor.sizes, run.state.weights)
-    vocabulary.save(run.actor.chat.tokenizer, partial)
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    hf.write(partial, sizes, weights)
+    vocabulary.save(tokenizer, partial)
+    shutil.rmtree(model, ignore_errors=True)
+    return partial.rename(model)
 
 
 def summed(groups: Sequence[Group]) -> dict[str, float]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from aiolimiter import AsyncLimiter
+
+from dr_jax.base.metrics import Metrics
 
 
 class QueueError(Exception):
@@ -53,11 +56,15 @@ class Slots:
         at_once: places.
         per_s: how many are given out in a second, after a burst of `burst`; None is any number.
         burst: how many may follow each other at once.
+        told: hears how many wait, whenever that changes.
     """
 
-    def __init__(self, at_once: int, per_s: float | None, burst: int) -> None:
+    def __init__(
+        self, at_once: int, per_s: float | None, burst: int, told: Callable[[int], None] = lambda waiting: None
+    ) -> None:
         self._places = asyncio.Semaphore(at_once)
         self._rate = None if per_s is None else AsyncLimiter(burst, burst / per_s)
+        self._told, self._waiting = told, 0
         self.users = 0
 
     @asynccontextmanager
@@ -69,17 +76,7 @@ class Slots:
         """
         self.users += 1
         try:
-            try:
-                async with asyncio.timeout(queue_s):
-                    await self._places.acquire()
-                    try:
-                        if self._rate is not None:
-                            await self._rate.acquire()
-                    except BaseException:
-                        self._places.release()
-                        raise
-            except TimeoutError:
-                raise QueueError from None
+            await self._turn(queue_s)
             try:
                 yield
             finally:
@@ -87,19 +84,40 @@ class Slots:
         finally:
             self.users -= 1
 
+    async def _turn(self, queue_s: float) -> None:
+        self._wait(1)
+        try:
+            async with asyncio.timeout(queue_s):
+                await self._places.acquire()
+                try:
+                    if self._rate is not None:
+                        await self._rate.acquire()
+                except BaseException:
+                    self._places.release()
+                    raise
+        except TimeoutError:
+            raise QueueError from None
+        finally:
+            self._wait(-1)
+
+    def _wait(self, change: int) -> None:
+        self._waiting += change
+        self._told(self._waiting)
+
 
 class Pace:
     """Slots for every host that is asked, for servers of our own, and for all together.
 
     Args:
         settings: the limits.
+        metrics: `web/queue` is how many pages wait to be opened.
     """
 
-    def __init__(self, settings: PaceSettings) -> None:
+    def __init__(self, settings: PaceSettings, metrics: Metrics | None = None) -> None:
         self.settings = settings
         self._hosts: OrderedDict[str, Slots] = OrderedDict()
         self.own = Slots(settings.own, None, 1)
-        self.all = Slots(settings.concurrent, None, 1)
+        self.all = Slots(settings.concurrent, None, 1, partial((metrics or Metrics()).gauge, "web/queue"))
 
     @asynccontextmanager
     async def host(self, host: str, *, own: bool = False) -> AsyncIterator[None]:

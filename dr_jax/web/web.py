@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.web.fetch import Fetched, Fetcher, FetchSettings
+from dr_jax.web.gateway.settings import GatewaySettings, vet_gateway
 from dr_jax.web.guard import AllowedHost, Guard, Lookup
 from dr_jax.web.once import Once
 from dr_jax.web.pace import Pace, PaceSettings, QueueError
@@ -70,6 +71,10 @@ class WebSettings:
         pace: how much is asked.
         extract: the processes that read pages.
         tape: what is remembered on disk.
+        gateways: addresses (`http://host:port`) of gateways through which everything is asked, spelled alike wherever they are
+            named; what searching may cost and what is remembered is theirs then, and no key is needed here. None: this process
+            has a way out of its own.
+        gateway: how they are served and asked.
     """
 
     search: str | tuple[str, ...] = "littleweb"
@@ -85,6 +90,8 @@ class WebSettings:
     pace: PaceSettings = field(default_factory=PaceSettings)
     extract: ExtractSettings = field(default_factory=ExtractSettings)
     tape: TapeSettings = field(default_factory=TapeSettings)
+    gateways: tuple[str, ...] = ()
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
 
     def __post_init__(self) -> None:
         if not 1 <= self.results <= 100:
@@ -94,6 +101,10 @@ class WebSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
         if not self.order or len(set(self.order)) < len(self.order) or not set(self.order) <= set(NAMES):
             raise ValueError(f"search is {self.search!r}; one of {', '.join(NAMES)}, or several different ones, are needed")
+        if len({vet_gateway(one) for one in self.gateways}) < len(self.gateways):
+            raise ValueError(f"gateways names one twice: {', '.join(self.gateways)}")
+        if self.gateways and self.gateway.answer_s <= max(self.search_s, self.open_s):
+            raise ValueError(f"gateway.answer_s is {self.gateway.answer_s}; more than search_s and open_s is needed")
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -141,7 +152,7 @@ class Web:
     async def __aenter__(self) -> Web:
         settings, metrics = self._settings, self._metrics
         async with AsyncExitStack() as stack:
-            self._pace = Pace(settings.pace)
+            self._pace = Pace(settings.pace, metrics)
             self._tape = await stack.enter_async_context(Tape(settings.tape, metrics))
             self._extractors = await stack.enter_async_context(Extractors(settings.extract))
             self._fetcher = await stack.enter_async_context(

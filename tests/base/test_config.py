@@ -30,6 +30,17 @@ def test_file_then_overrides(tmp_path: Path) -> None:
     assert settings == Outer(7, Inner(1e-6, ("x", "y")))
 
 
+def test_a_part_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("steps = 5\nother = 1\n[further]\nrate = 1e-6\n")
+    assert read(Outer, file, ["inner.rate=2.0"], part=True) == Outer(5, Inner(2.0))
+    for wrong in ("other=2", "inner.rat=2.0"):
+        with pytest.raises(ConfigError, match="Unknown setting"):
+            read(Outer, file, [wrong], part=True)
+    with pytest.raises(ConfigError, match="Unknown setting other"):
+        read(Outer, file)
+
+
 def test_an_override_may_be_a_bare_word() -> None:
     @dataclass(frozen=True)
     class Named:

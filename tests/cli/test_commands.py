@@ -22,7 +22,7 @@ def dr_jax(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "eval", "ask", "show", "littleweb", "search", "doctor"])
+@pytest.mark.parametrize("command", ["train", "sft", "eval", "ask", "show", "littleweb", "search", "web-gateway", "doctor"])
 def test_every_command_has_help(command: str) -> None:
     found = CliRunner().invoke(app, [command, "--help"])
     assert found.exit_code == 0
@@ -34,11 +34,18 @@ BAD = [
     (["train", "configs/quickstart.toml", "steps=many"], "steps = 'many'"),
     (["train", "configs/quickstart.toml", "rollout.group_size=1"], "at least 2 are needed"),
     (["train", "configs/nowhere.toml"], "no config file"),
+    (["train", "configs/quickstart.toml", "episode.temperature=-1"], "temperature, top_p and top_k are -1"),
+    (["train", "configs/quickstart.toml", "engine.pages=9"], "engine.pages = 9 hold"),
+    (["sft", "configs/littleweb_cold_start.toml", "cold_start.size=nope"], "size = 'nope'; one of tiny"),
     (["train", "configs/quickstart.toml", "episode.tokens=20"], "smaller than the prompt"),
     (["train", "configs/quickstart.toml", "batch.lengths=[512]"], "longest row"),
     (["train", "configs/quickstart.toml", "mesh.data=3"], "mesh"),
     (["train", "configs/quickstart.toml", "model.load=nothing"], "There is no model|No tokenizer|has no tokenizer"),
     (["eval", "configs/quickstart.toml", "web.search=serper"], "SERPER_API_KEY"),
+    (
+        ["eval", "configs/quickstart.toml", 'web.gateways=["http://127.0.0.1:9"]'],
+        r"No gateway can be reached: http://127\.0\.0\.1:9",
+    ),
     (["eval", "configs/quickstart.toml", "data.path=tests/cli/no_answers.jsonl"], "no answers|answers"),
     (["train", "configs/quickstart.toml", "--resume", "name=never-started"], "no run in"),
     (["show", "runs/never-started"], "no episodes"),

@@ -82,7 +82,9 @@ async def test_what_a_killed_process_was_asking_is_taken_over(reaped: bool, tmp_
         if reaped:
             process.wait()
         assert await asyncio.wait_for(waiting, 30) == "made q"
-    assert asked == ["q"]
+        assert await tape.once("search", "other", lambda: counted("other", asked), read) == "made other"
+    assert asked == ["q", "other"]
+    assert metrics.drain()["web/tape_orphans/search"] == 1
     process.wait()
     process.stdout.close()
 
@@ -221,7 +223,7 @@ def test_a_tape_that_another_process_has_set_aside_is_opened_anew(tmp_path: Path
 def test_a_claim_of_another_machine_counts_until_its_time_is_over(tmp_path: Path) -> None:
     file = TapeFile(tmp_path / "t", writable=True)
     file.open()
-    for until_s, expected in ((60.0, "theirs"), (-1.0, "mine")):
+    for until_s, expected in ((60.0, "theirs"), (-1.0, "orphaned")):
         with file.transaction() as base:
             base.execute("insert or replace into leases values ('fetch', 'k', 'elsewhere 1 x', ?)", (time.time() + until_s,))
         assert lease.claim(file, "fetch", "k", lease.owner_name(), 60.0, lambda: None) == expected

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from urllib.parse import urlsplit
 
 from dr_jax.base.errors import WorldDownError
@@ -41,7 +42,7 @@ class Desk:
         fetch: limits of one request.
         pace: of everything.
         allow: hosts that are not public and may be reached, by pages too.
-        metrics: everything under `search/`.
+        metrics: everything under `search/`; `search/<name>/queue` is how many queries wait for their turn.
         budget: of the run.
         extractors: read the corpus's HTML.
         lookup: from a name to its addresses.
@@ -143,7 +144,8 @@ class Desk:
         ask = http_ask(name, provider, self._queries[name], self._fetcher)
         per_s = settings.per_s or (None if provider.own else provider.per_s)
         concurrent = settings.concurrent or provider.concurrent
-        slots = self._pace.own if per_s is None else Slots(concurrent, per_s, max(1, int(per_s)))
+        queue = partial(self._metrics.gauge, f"search/{name}/queue")
+        slots = self._pace.own if per_s is None else Slots(concurrent, per_s, max(1, int(per_s)), queue)
         return ask, cost(name, settings, self._settings.results), slots
 
 

@@ -233,9 +233,6 @@ class TapeFile:
             with self._transaction(base):
                 bring_up_to_date(base)
             self.version = VERSION
-        if self._writable:
-            with self._transaction(base):
-                base.execute("delete from leases where until < ?", (time.time(),))  # of those who are gone
         self._inode = _inode(self.path)
         self.identity = self._identity(base)
 

@@ -1,8 +1,10 @@
 """Who is asking the web for what, so that no two processes do at the same time.
 
 In:    (kind, key) that the tape does not hold, and who wants to ask
-Out:   the entry after all; "mine": ask; "theirs": somebody who lives is asking
-Holds: a claim counts until its time is over, or until its process is seen to be dead, whichever is first
+Out:   the entry after all; "mine": ask; "orphaned": ask, but somebody who is gone was asking, and may have been billed;
+       "theirs": somebody who lives is asking
+Holds: a claim counts until its time is over, or until its process is seen to be dead, whichever is first; it is not forgotten
+       before somebody else has taken it over
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def owner_name() -> str:
 
 def claim(
     file: TapeFile, kind: EntryKind, key: str, owner: str, lease_s: float, look: Callable[[], Entry | None]
-) -> Entry | Literal["mine", "theirs"]:
+) -> Entry | Literal["mine", "orphaned", "theirs"]:
     """Return the entry if there is one by now; otherwise whether the owner is to ask, or somebody else is asking.
 
     Args:
@@ -47,7 +49,7 @@ def claim(
         if (entry := look()) is not None:
             return entry
         base.execute("insert or replace into leases values (?, ?, ?, ?)", (kind, key, owner, time.time() + lease_s))
-    return "mine"
+    return "mine" if held is None else "orphaned"
 
 
 def renew(file: TapeFile, owner: str, lease_s: float) -> None:

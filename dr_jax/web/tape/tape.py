@@ -36,8 +36,9 @@ class Tape:
 
     Args:
         settings: mode, file, freshness.
-        metrics: counts `web/tape_hits` (what was not asked for), `web/tape_waits` (for another process), `web/tape_evicted`,
-            `web/tape_errors`.
+        metrics: counts `web/tape_hits` (what was not asked for), `web/tape_waits` (for another process),
+            `web/tape_orphans/<kind>` (what a process was asking that is gone, and is asked again: no other search is paid for
+            twice while the file works), `web/tape_evicted`, `web/tape_errors`.
     """
 
     def __init__(self, settings: TapeSettings, metrics: Metrics) -> None:
@@ -158,8 +159,10 @@ class Tape:
                 self._release(kind, key)
                 raise
             if found != "theirs":
-                if found == "mine":
+                if found in ("mine", "orphaned"):
                     self._hold(kind, key)
+                if found == "orphaned":
+                    self._metrics.add(f"web/tape_orphans/{kind}")
                 return found if isinstance(found, Entry) else None  # without a file, everybody asks
             if pause == _PAUSE_S:
                 self._metrics.add("web/tape_waits")
@@ -191,7 +194,7 @@ class Tape:
         if (kind, key) not in self._mine:
             self._thread.submit(self._guarded, lambda: lease.release(self._file, kind, key, self._owner))
 
-    def _claim(self, kind: EntryKind, key: str) -> Entry | Literal["mine", "theirs"]:
+    def _claim(self, kind: EntryKind, key: str) -> Entry | Literal["mine", "orphaned", "theirs"]:
         return lease.claim(self._file, kind, key, self._owner, self._settings.lease_s, lambda: self._look(kind, key))
 
     def _hit(self, kind: EntryKind, entry: Entry | None) -> Entry | None:
