@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from dr_jax.base.errors import CapacityError, WorldDownError
+from dr_jax.base.errors import ContextFullError, WorldDownError
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import RequestKey, Sampled, Sampling
 from dr_jax.tokens.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ class ScriptedPolicy:
     async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey) -> Sampled:
         """Say the text of this turn, cut to the budget."""
         if self._context is not None and len(prompt_ids) + sampling.max_new_tokens > self._context:
-            raise CapacityError(f"{len(prompt_ids)} + {sampling.max_new_tokens} tokens", needed=f"at most {self._context}")
+            raise ContextFullError(f"{len(prompt_ids)} + {sampling.max_new_tokens} tokens", needed=f"at most {self._context}")
         try:
             await asyncio.sleep(self._seconds)
         except asyncio.CancelledError:

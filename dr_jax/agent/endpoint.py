@@ -15,6 +15,7 @@ import os
 import re
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dr_jax.base.errors import BudgetError, UserError
@@ -200,7 +201,6 @@ class Endpoint:
         self._settings, self._system, self._max_new_tokens = settings, system, max_new_tokens
         self._metrics, self._spending = metrics, spending or Spending(settings, metrics)
         self._key, self._lookup = _key(settings), lookup
-        self._asking = 0
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Endpoint:
@@ -211,11 +211,12 @@ class Endpoint:
             fetcher = await stack.enter_async_context(Fetcher(slow, guard, Pace(PaceSettings()), self._metrics, self._lookup))
             look = f"the value of {settings.key}" if settings.key else "reader.endpoint.key, which names none"
             self._http = HttpAsk("the reader", self._request, read_reply, judge, look, fetcher)
+            queue = partial(self._metrics.gauge, "reader/queue")
             source = Source(
                 "openai",
                 self._billed,
                 cost=0.0,
-                slots=Slots(settings.concurrent, settings.per_s, max(1, int(settings.per_s))),
+                slots=Slots(settings.concurrent, settings.per_s, max(1, int(settings.per_s)), queue),
                 queue_s=settings.queue_s,
                 breaker=Breaker("openai", settings.breaker, self._metrics, under="reader"),
                 hold_s=settings.breaker.hold_s,
@@ -239,11 +240,7 @@ class Endpoint:
             WorldDownError: it did not answer.
             BudgetError: it has cost as much as it may.
         """
-        self._asked(1)
-        try:
-            found = await self._failover.search(asked)
-        finally:
-            self._asked(-1)
+        found = await self._failover.search(asked)
         return None if isinstance(found, WebError) else found.text
 
     async def healthy(self) -> None:
@@ -254,10 +251,6 @@ class Endpoint:
             BudgetError: it has cost as much as it may.
         """
         await self._failover.healthy()
-
-    def _asked(self, change: int) -> None:
-        self._asking += change
-        self._metrics.gauge("reader/queue", max(0, self._asking - self._settings.concurrent))
 
     def _request(self, asked: str) -> Request:
         settings = self._settings

@@ -59,15 +59,18 @@ def best_sentences(segment: str, task: Task, count: int, *, known: str = "", tit
     """
     wanted = Counter(_words(task.sub_question) * 2 + _words(task.question))
     weights = {word: times * (0.1 if word in _words(title) else 1.0) for word, times in wanted.items()}
+    lengths: list[int] = []  # of all sentences, in words
     rows: list[tuple[str, Counter[str], int]] = []  # a sentence, the words of it that were asked for, how many it has in all
     for sentence in dict.fromkeys(_sentences(segment)):
         words = _words(sentence)
         asked = [word for word in words if word in weights]
         if len(asked) < len(words) and sentence not in known:
-            rows.append((sentence, Counter(asked), len(words)))
-    mean = sum(count for _, _, count in rows) / max(len(rows), 1)
+            lengths.append(len(words))
+            if asked:
+                rows.append((sentence, Counter(asked), len(words)))
+    mean = sum(lengths) / max(len(lengths), 1)
     frequency = Counter(word for _, asked, _ in rows for word in asked)
-    rarity = {word: math.log(1 + (len(rows) - often + 0.5) / (often + 0.5)) for word, often in frequency.items()}
+    rarity = {word: math.log(1 + (len(lengths) - often + 0.5) / (often + 0.5)) for word, often in frequency.items()}
 
     def score(asked: Counter[str], count: int) -> float:
         long = 1.2 * (0.25 + 0.75 * count / mean)

@@ -14,10 +14,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from dr_jax.agent.endpoint import Endpoint
 from dr_jax.agent.extractive import ExtractiveReader
+from dr_jax.agent.model_reader import READ, ModelReader
 from dr_jax.agent.reading import ReaderSettings, Reading, Task
 from dr_jax.base.config import read
 from dr_jax.base.errors import UserError
+from dr_jax.base.metrics import Metrics
 from dr_jax.cli.train import Json
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.web.guard import AllowedHost
@@ -160,8 +163,13 @@ def _host(url: str) -> str:
 
 
 async def _read(page: Page, question: str, settings: ReaderSettings) -> tuple[Reading, ...]:
-    key = RequestKey(run=0, question="browse", sibling=0, turn=0, purpose="read")
-    return await ExtractiveReader(settings).read(page, Task(question, question), key)
+    """Read as a run would: by the config's server if it names one; a policy is not loaded for a single page."""
+    key, task = RequestKey(run=0, question="browse", sibling=0, turn=0, purpose="read"), Task(question, question)
+    if settings.kind != "openai":
+        return await ExtractiveReader(settings).read(page, task, key)
+    metrics = Metrics()
+    async with Endpoint(settings.endpoint, READ, settings.max_new_tokens, metrics=metrics) as endpoint:
+        return await ModelReader(endpoint, settings, metrics).read(page, task, key)
 
 
 def _show(page: Page, reading: tuple[Reading, ...] | None, *, links: bool, as_json: bool) -> None:

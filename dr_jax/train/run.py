@@ -36,7 +36,7 @@ from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, Watch, run_
 from dr_jax.rollout.group import run_group, weathered
 from dr_jax.rollout.harvest import Harvest
 from dr_jax.sharding.place import row_ways
-from dr_jax.tokens.trajectory import Episode, Group
+from dr_jax.tokens.trajectory import Episode, Group, Outcome
 from dr_jax.train.actor import Actor, ReadingModel, in_dtype, load_actor, load_reading_model
 from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
@@ -45,6 +45,7 @@ from dr_jax.train.worlds import AnyWeb, built, way_out
 from dr_jax.web.search.budget import Budget
 
 Told = Callable[[str, int, dict[str, Any]], None]
+_TRIES = 3  # at a question of an evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +148,17 @@ class Stage:
         return await run_episode(question, place.actors, settings, attempt, watch=watch)
 
     async def evaluate(self, questions: Sequence[Question], told: Callable[[int], None]) -> list[Episode]:
-        """Attempt every question once in the held-out world, in the questions' order."""
+        """Attempt every question in the held-out world, in the questions' order: once, or again when the world failed it."""
         place = await self.place("eval")
         settings = replace(self.settings.episode, temperature=self.settings.eval.temperature)
 
         async def once(question: Question) -> Episode:
-            await place.healthy()
-            return await self.attempt(question, place, settings)
+            for _ in range(_TRIES):  # those that an outage ends would be missing, and not by chance: they searched the longest
+                await place.healthy()
+                episode = await self.attempt(question, place, settings)
+                if episode.outcome is not Outcome.WORLD_FAILED:
+                    break
+            return episode
 
         return await in_order(list(questions), once, at_once=self.settings.eval.in_flight, done=told)
 

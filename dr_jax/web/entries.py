@@ -30,17 +30,17 @@ def hits(entry: Entry) -> Hits | WebError:
     return WebError(**content) if isinstance(content, dict) else tuple(Hit(**hit) for hit in content)
 
 
-def of_fetched(found: Fetched | WebError, *, lasting: bool = False) -> Entry | None:
-    """Return fetched bytes as they are remembered, or None: they are half a page, or an error that may pass.
+def of_fetched(found: Fetched | WebError, *, lasting: bool = False) -> Entry:
+    """Return fetched bytes as they are remembered; half a page, and an error that may pass, for a replay only.
 
     Args:
         found: what was fetched.
-        lasting: whether an error is remembered all the same.
+        lasting: whether every error is.
     """
     if isinstance(found, WebError):
-        return Entry(encoded(found), error=True) if lasting or found.lasting else None
+        return Entry(encoded(found), error=True, passing=not (lasting or found.lasting))
     meta = {name: value for name, value in asdict(found).items() if name != "body"}
-    return None if found.broken else Entry(meta, found.body)
+    return Entry(meta, found.body, passing=found.broken)
 
 
 def fetched(entry: Entry) -> Fetched | WebError:

@@ -66,6 +66,7 @@ _WALL_WORDS = (  # in the cases that they are written in; to change those of a w
     *("paywall", "Paywall", "PayWall", "pay-wall", "regwall", "meterwall", "meter-wall"),
     *("subscribe-", "subscriber-", "subscription-"),
 )
+_WALL_STEMS = ("wall", "Wall", "subscri")  # of them; most pages have none
 _NEEDS_SCRIPTS = re.compile(
     r"(?:enable|turn on|activate|requires?|needs?|without) java ?script|java ?script (?:is|must be|has to be) "
     r"(?:disabled|required|enabled|turned on)|checking your browser|just a moment\b|^loading\W{0,6}$",
@@ -98,7 +99,7 @@ def linked_data(root: HtmlElement) -> str:
 
 def walled(root: HtmlElement, markup: str) -> bool:
     """Whether some element calls itself a paywall."""
-    if not any(word in markup for word in _WALL_WORDS):
+    if not (any(word in markup for word in _WALL_STEMS) and any(word in markup for word in _WALL_WORDS)):
         return False
     return any(_WALL.search(f"{node.get('class', '')} {node.get('id', '')}") for node in root.xpath("//*[@class or @id]"))
 

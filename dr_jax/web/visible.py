@@ -72,18 +72,18 @@ class Table:
 def strip(root: HtmlElement) -> None:
     """Take out what nobody sees, and lists under a heading such as "Most read". The tree is changed in place."""
     etree.strip_elements(root, *_NOT_TEXT, with_tail=False)
-    most = _FRAME_SHARE * length(root)
+    most = _Share(root)
     for node in root.xpath("//*[@hidden or @style or @aria-hidden='true']"):
         if node.tag in ("html", "body"):  # until scripts have run
             continue
         unseen = node.get("hidden") is not None or _unseen("".join(node.get("style", "").lower().split()))
-        if unseen or (node.get("aria-hidden") == "true" and length(node) <= most):  # all but an open dialogue may be
+        if unseen or (node.get("aria-hidden") == "true" and most.holds(node)):  # all but an open dialogue may be
             _drop(node)
     for heading in root.xpath("//h2 | //h3 | //h4"):
         around = heading.getparent()
         if around is None or around.tag in _NEVER_FRAME or not _FRAME_HEADING.fullmatch(_text(heading)):
             continue
-        if around.xpath("count(.//a)") >= 3 and length(around) <= most / 2:
+        if around.xpath("count(.//a)") >= 3 and most.holds(around, half=True):
             _drop(around)
 
 
@@ -94,12 +94,14 @@ def trim(root: HtmlElement) -> None:
 
 def unframe(root: HtmlElement) -> None:
     """Take out what only its class, id or role calls navigation, advertising, or something else to read."""
-    most = _FRAME_SHARE * length(root)
+    most, known = _Share(root), dict[str, bool]()  # classes come again and again
     for node in root.xpath("//*[@class or @id or @role]"):
         if node.tag in _NEVER_FRAME:
             continue
         named = f"{node.get('class', '')} {node.get('id', '')}"
-        if (node.get("role") in _FRAME_ROLES or _FRAME_NAME.search(named)) and length(node) <= most:
+        if (frame := known.get(named)) is None:
+            frame = known[named] = _FRAME_NAME.search(named) is not None
+        if (frame or node.get("role") in _FRAME_ROLES) and most.holds(node):
             _drop(node)
 
 
@@ -145,6 +147,19 @@ def tables(root: HtmlElement) -> Iterator[Table]:
         if any(" | " in row for row in rows):
             named = f"{table.get('class', '')} {table.get('id', '')}"
             yield Table(rows, bool(_FACTS.search(named)) or around in table.iterancestors())
+
+
+class _Share:
+    """How much of a page's text its frame may hold; counted when it is first asked for, of the page as it was then."""
+
+    def __init__(self, root: HtmlElement) -> None:
+        self._root, self._most = root, -1.0
+
+    def holds(self, node: HtmlElement, *, half: bool = False) -> bool:
+        """Whether an element's text is no more than that, or than half of it."""
+        if self._most < 0:
+            self._most = _FRAME_SHARE * length(self._root)
+        return length(node) <= (self._most / 2 if half else self._most)
 
 
 def _around(root: HtmlElement) -> HtmlElement:

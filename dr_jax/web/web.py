@@ -134,6 +134,7 @@ class Web:
             what memory and tape held: `web/search_n` and `web/query_n`, `web/open_n` and `web/fetch_n`, `web/tape_hits`.
         lookup: from a name to its addresses; the system's by default.
         budget: of the run, where several `Web`s share it; one of the settings' own by default.
+        world: tells this web from others that have the same addresses, on a tape that they share.
 
     Raises:
         UserError: a provider needs a key and the environment has none; the block list cannot be read; on entering: there is no
@@ -148,8 +149,9 @@ class Web:
         metrics: Metrics | None = None,
         lookup: Lookup | None = None,
         budget: Budget | None = None,
+        world: str = "",
     ) -> None:
-        self._settings = settings
+        self._settings, self._world = settings, f"{world} " if world else ""
         self._queries = templates(settings.searching) if settings.tape.mode != "replay" else {}
         self._metrics = metrics or Metrics()
         self._allow = tuple(allow)
@@ -290,7 +292,7 @@ class Web:
         )
 
     async def _search(self, asked: str) -> Hits | WebError:
-        key = f"{remembered_as(self._settings.searching)} {self._settings.results} {asked}"
+        key = f"{self._world}{remembered_as(self._settings.searching)} {self._settings.results} {asked}"
         if self._settings.order != ("local",) or self._tape.replays:
             return await self._tape.once("search", key, lambda: self._asked(asked), entries.hits)
         found, entry = await self._asked(asked)  # what a corpus holds today costs nothing to ask
@@ -337,12 +339,12 @@ class Web:
         return None if entry is None else entries.page(entry)
 
     async def _fetch(self, url: str) -> Fetched | WebError:
-        return await self._tape.once("fetch", url, lambda: self._fetched(url), entries.fetched)
+        return await self._tape.once("fetch", self._world + url, lambda: self._fetched(url), entries.fetched)
 
     async def _fetched(self, url: str) -> tuple[Fetched | WebError, Entry | None]:
-        stale = await self._tape.stale("fetch", url)
+        stale = await self._tape.stale("fetch", self._world + url)
         kept = None if stale is None or stale.error else entries.fetched(stale)
-        known = kept if isinstance(kept, Fetched) else None
+        known = kept if isinstance(kept, Fetched) and not kept.broken else None
         found = await self._reach.asked(url, lambda: self._fetcher.get(url, known=known))
         return found, entries.of_fetched(found)
 
@@ -362,7 +364,7 @@ class Web:
             found = await self._renderer.render(fetched)
             return found, entries.of_fetched(found, lasting=True)  # whoever replays must see it fail again
 
-        return await self._tape.once("fetch", f"rendered {fetched.url}", make, entries.fetched)
+        return await self._tape.once("fetch", f"{self._world}rendered {fetched.url}", make, entries.fetched)
 
     async def _read(self, found: Fetched) -> Page | WebError:
         said = [FORM, found.url, found.content_type, found.charset, found.truncated]

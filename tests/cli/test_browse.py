@@ -114,6 +114,16 @@ class Pages(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = json.loads(asked["messages"][1]["content"])["text"]
+        said = json.dumps({"information": f"The model {asked['model']} read: {text}", "page_down": False})
+        body = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def log_message(self, *_: object) -> None:
         """Keep still."""
 
@@ -143,6 +153,17 @@ def test_pages_over_http(site: str) -> None:
         code, out, err = browse(refused, "--allow", site)
         assert (code, out) == (1, ""), refused
         assert "not opened" in err or "only 80 and 443" in err
+
+
+def test_a_server_reads_where_the_settings_name_one(site: str) -> None:
+    port = site.rpartition(":")[2]
+    asked = ["--set", "reader.kind=openai", "--set", f"reader.endpoint.url=http://127.0.0.1:{port}/v1"]
+    name = str(PAGES / "windows-1251.html")
+    code, out, err = browse(name, "--question", "Когда?", *asked, "--set", "reader.endpoint.model=m")
+    assert code == 0, err
+    assert out.splitlines()[-2].startswith("The model m read: Карстовый мост открыли")
+    with pytest.raises(UserError, match=r"endpoint\.url and endpoint\.model"):
+        browse(name, "--question", "Когда?", *asked)
 
 
 def test_littleweb_is_served_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from tests.fakes import ScriptedPolicy, answer, browse, search, small_chat
 
 SIBLINGS = 16
 PAGES = [f"http://{name}.littleweb/page" for name in ("a", "b", "c", "d")]
+ILL = "http://ill.littleweb/page"  # it is found, but answers 503
 QUESTION = Question("q", "Who founded Velin?", ("Oren Vash",))
 
 
@@ -45,7 +46,9 @@ def script(key: RequestKey, seen: str) -> str:
         case 1:
             return browse(*(PAGES[:3] if key.sibling % 2 else [PAGES[key.sibling % 4]]))
         case 2:
-            return browse("http://gone.littleweb/nothing") if key.sibling == 3 else search("Velin", "Oren Vash")
+            if key.sibling in (3, 5):
+                return browse("http://gone.littleweb/nothing" if key.sibling == 3 else ILL)
+            return search("Velin", "Oren Vash")
         case 3:
             return browse(PAGES[3], PAGES[0])
         case _:
@@ -58,7 +61,7 @@ async def attempt(tape: Path, out: Path, port: int, mode: Literal["live", "recor
     wanted = ReaderSettings(
         kind="openai", endpoint=EndpointSettings(f"http://127.0.0.1:{port}/v1", "m", all_s=20.0, seconds=10.0)
     )
-    settings = WebSettings(results=4, tape=TapeSettings(mode, str(tape)))
+    settings = WebSettings(results=5, tape=TapeSettings(mode, str(tape)))
     web = Web(settings, allow=[AllowedHost("littleweb", "127.0.0.1", port)], metrics=metrics)
     endpoint = Endpoint(wanted.endpoint, READ, wanted.max_new_tokens, metrics=metrics)
     async with web, endpoint:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from dr_jax.rollout.record import read_episodes
-from tests.rollout.replayed import PAGES, SIBLINGS, attempt, timeless
+from tests.rollout.replayed import ILL, PAGES, SIBLINGS, attempt, timeless
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,11 +29,13 @@ class Servers:
     async def search(self, request: web.Request) -> web.Response:
         query = (await request.json())["q"]
         self.searched[query] += 1
-        hits = [{"title": f"Page {url[7]}", "link": url, "snippet": query} for url in PAGES]
+        hits = [{"title": f"Page {url[7]}", "link": url, "snippet": query} for url in (*PAGES, ILL)]
         return web.json_response({"organic": hits})
 
     async def page(self, request: web.Request) -> web.Response:
         self.opened[request.host] += 1
+        if "ill" in request.host:
+            return web.Response(status=503)
         name = request.host[0]
         fact = "Velin was founded by Oren Vash." if name == "b" else f"Velin has {ord(name)} bridges."
         return web.Response(text=f"<title>Page {name}</title><p>{fact}", content_type="text/html")
@@ -77,8 +79,9 @@ async def test_each_page_is_fetched_extracted_and_read_once_and_replay_is_the_sa
     assert {row["outcome"] for row in rows} == {"answered"}
     assert {row["answer"] for row in rows} == {"Oren Vash"}
     assert servers.searched == {"Velin founder": 1, "Velin": 1, "Oren Vash": 1}
+    assert servers.opened.pop("ill.littleweb") == 3  # attempts, of the one sibling who asked
     assert servers.opened == {url[7:].removesuffix("/page"): 1 for url in PAGES}
-    assert (counted["web/fetch_n"], counted["web/extract_s_n"]) == (4, 4)
+    assert (counted["web/fetch_n"], counted["web/extract_s_n"]) == (4 + 3, 4)
     assert set(servers.read.values()) == {1}
     assert counted["reader/read"] == len(servers.read) == counted["reader/calls"]
     assert counted["reader/asked"] > 4 * counted["reader/read"]
@@ -91,7 +94,7 @@ async def test_each_page_is_fetched_extracted_and_read_once_and_replay_is_the_sa
     told = json.loads(done.stdout)
     assert timeless(again) == timeless(recorded)
     assert len(timeless(recorded)) > 10_000
-    assert told["web/tape_hits"] == 3 + 4 + counted["reader/read"]  # searches, pages, readings
+    assert told["web/tape_hits"] == 3 + 5 + counted["reader/read"]  # searches, pages, readings
     assert not {"web/fetch_n", "web/query_n", "web/extract_s_n", "reader/calls", "reader/read"} & told.keys()
 
     asked = servers.searched.total() + servers.opened.total() + servers.read.total()

@@ -14,6 +14,15 @@ _BACK_S = 2.0  # after an outage, until which a search may still find the provid
 STORM = {"error_rate": 0.20, "hang_rate": 0.05, "garbage_rate": 0.05, "per_attempt": True}
 
 
+COUNTED = {
+    *("web/search_n", "web/query_n", "web/open_n", "web/fetch_n", "web/retries", "web/bytes", "reader/asked", "reader/read"),
+    *("web/errors/protocol", "web/errors/world_down", "search/littleweb/errors/server", "search/littleweb/errors/shape"),
+    *("web/search_s_p50", "web/search_s_p95", "web/open_s_p50", "web/open_s_p95", "web/fetch_s_max", "web/extract_s_p95"),
+    *("search/littleweb/s_p95", "search/queries", "search/money", "web/extract_queue", "search/retries", "search/down"),
+    *("search/littleweb/breaker", "web/pages/breaker", "rollout/outage_groups", "tools/web_search_s_p95"),
+}
+
+
 def chance(error: float, hang: float) -> float:
     """Of a search that fails: three failures in a row, or two silences, after which it is not asked a third time."""
     return (error + hang) ** 3 + hang**2 * (1 - error - hang)
@@ -63,6 +72,7 @@ async def test_a_squall() -> None:
     print(judge(log, weather))
     assert any(line.outcome is Outcome.WORLD_FAILED for line in log.lines)
     assert any(line.outcome is Outcome.ANSWERED for line in log.lines)
+    assert log.metrics.keys() >= COUNTED, COUNTED - log.metrics.keys()
 
 
 @pytest.mark.slow

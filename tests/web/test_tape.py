@@ -70,6 +70,29 @@ async def test_freshness_is_by_kind_and_replay_ignores_it(tmp_path: Path) -> Non
         assert await player.recall("fetch", "k") == ENTRY
 
 
+async def test_what_may_be_cured_is_only_replayed_and_only_where_nothing_better_is(tmp_path: Path) -> None:
+    path, ill = tmp_path / "t", Entry({"kind": "server", "message": "503"}, error=True, passing=True)
+    made: list[str] = []
+
+    async def make(name: str, entry: Entry) -> tuple[str, Entry]:
+        made.append(name)
+        return name, entry
+
+    async with tape(path) as recorder:
+        for name in ("first", "second"):
+            assert await recorder.once("fetch", "a", lambda name=name: make(name, ill), lambda entry: "tape") == name
+        await recorder.keep("fetch", "b", ENTRY)
+        await recorder.keep("fetch", "b", ill)
+        assert await recorder.recall("fetch", "b") == ENTRY
+    async with tape(path, "replay") as player:
+        assert await player.recall("fetch", "a") == Entry(ill.meta, error=True)
+        assert await player.recall("fetch", "b") == ENTRY
+    async with tape(path) as recorder:
+        assert await recorder.once("fetch", "a", lambda: make("third", ENTRY), lambda entry: "tape") == "third"
+        assert await recorder.once("fetch", "a", lambda: make("never", ENTRY), lambda entry: "tape") == "tape"
+    assert made == ["first", "second", "third"]
+
+
 async def test_live_touches_no_file(tmp_path: Path) -> None:
     async with Tape(TapeSettings(), Metrics()) as none:
         await none.keep("fetch", "a", ENTRY)

@@ -76,8 +76,10 @@ class Entry:
         meta: what JSON can say of it.
         body: its bytes; may be empty.
         error: whether it is a failure, which is fresh for another time.
+        passing: whether it is one that asking again may cure: kept for a replay, where nothing better is, and never fresh.
     """
 
     meta: Mapping[str, Any]
     body: bytes = field(default=b"", repr=False)
     error: bool = False
+    passing: bool = False
