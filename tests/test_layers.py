@@ -25,6 +25,7 @@ BELOW = {
     "learn": {"base", "tokens", "sharding", "model"},
 }
 BELOW["train"] = set(BELOW)
+BELOW["report"] = {"base", "tokens", "rewards", "rollout", "train"}
 BELOW["cli"] = set(BELOW)
 HOST = ("data", "rewards", "web", "littleweb", "agent", "rollout")
 DEVICE = ("sharding", "model", "engine", "learn")

@@ -35,13 +35,30 @@ def version() -> None:
 
 
 def _register() -> None:
-    from dr_jax.cli import ask, browse, data, doctor, evaluate, littleweb, search, sft, show, tape, train, web_gateway
+    from dr_jax.cli import (
+        ask,
+        browse,
+        data,
+        doctor,
+        evaluate,
+        littleweb,
+        report,
+        search,
+        sft,
+        show,
+        tape,
+        train,
+        watch,
+        web_gateway,
+    )
 
     app.command("train")(train.command)
     app.command("sft")(sft.command)
     app.command("eval")(evaluate.command)
     app.command("ask")(ask.command)
     app.command("show")(show.command)
+    app.command("report")(report.command)
+    app.command("watch")(watch.command)
     app.command("search")(search.command)
     app.command("browse")(browse.command)
     app.command("littleweb")(littleweb.command)

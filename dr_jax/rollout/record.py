@@ -82,6 +82,7 @@ def as_row(episode: Episode, question: Question, decode: Decode) -> dict[str, An
         "question": question.text,
         "answers": list(question.answers),
         "source": question.source,
+        "hops": question.hops,
         "outcome": episode.outcome.value,
         "answer": episode.answer,
         "rewards": episode.rewards,
