@@ -72,7 +72,7 @@ class Live:
 
     def _state(self) -> str:
         """Return a word that changes when the run has written something."""
-        found = []
+        found = ["at"]
         for name in _STATED:
             with contextlib.suppress(FileNotFoundError):
                 stat = (self._run.directory / name).stat()
@@ -82,6 +82,7 @@ class Live:
     async def _episode(self, request: server.Request) -> server.Response:
         at, generation = _number(request, "at"), _number(request, "generation")
         async with self._one:
+            await asyncio.to_thread(self._run.follow)  # the file may have been cut meanwhile
             if generation != self._run.generation or at >= len(self._run.episodes):
                 raise server.HTTPNotFound(text="this episode is no longer there")
             return _json(await asyncio.to_thread(lambda: next(self._run.whole([self._run.episodes[at]]))))

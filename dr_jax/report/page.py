@@ -56,6 +56,10 @@ def constants() -> dict[str, Any]:
 def _parts(runs: Sequence[RunData], limit: int) -> Iterator[str]:
     chosen = [run.thinned(limit) for run in runs]
     shown = [{**run.head(), "index": [one.row for one in known]} for run, known in zip(runs, chosen, strict=True)]
+    names = [run["name"] for run in shown]
+    for number, run in enumerate(shown, start=1):
+        if names.count(run["name"]) > 1:
+            run["name"] += f" ({number})"
     content = {**constants(), "live": False, "runs": shown}
     blocks = ((block for block in run.blocks(known)) for run, known in zip(runs, chosen, strict=True))
     return _page(content, blocks)

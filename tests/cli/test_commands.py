@@ -22,7 +22,10 @@ def dr_jax(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "eval", "ask", "show", "littleweb", "search", "web-gateway", "doctor"])
+COMMANDS = ["train", "sft", "eval", "ask", "show", "report", "watch", "littleweb", "search", "web-gateway", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     found = CliRunner().invoke(app, [command, "--help"])
     assert found.exit_code == 0
@@ -49,6 +52,8 @@ BAD = [
     (["eval", "configs/quickstart.toml", "data.path=tests/cli/no_answers.jsonl"], "no answers|answers"),
     (["train", "configs/quickstart.toml", "--resume", "name=never-started"], "no run in"),
     (["show", "runs/never-started"], "no episodes"),
+    (["report", "runs/never-started"], "nothing of a run in"),
+    (["watch", "runs/never-started"], "nothing of a run in"),
 ]
 
 
@@ -56,7 +61,7 @@ BAD = [
 def test_bad_input_is_one_paragraph_and_exit_code_2(arguments: list[str], words: str, tmp_path: Path) -> None:
     import re
 
-    place = [] if arguments[0] == "show" else [f"out={tmp_path}"]
+    place = [] if arguments[0] in ("show", "report", "watch") else [f"out={tmp_path}"]
     found = dr_jax(*arguments, *place, SERPER_API_KEY="")
     assert found.returncode == 2, found.stderr[-2000:]
     assert re.search(words, found.stderr), found.stderr

@@ -100,7 +100,7 @@ function transcript(episode) {
   };
   const many = episode.trajectories.length > 1;
   return element('section', { class: 'transcript', onpointerover: tell }, element('h3', {}, 'Transcript'),
-    element('p', { class: 'legend' }, element('span', { class: 'author policy' }, 'policy: sampled, trained on'), ' ', element('span', { class: 'author world' }, 'world: never trained on')),
+    element('p', { class: 'legend' }, element('span', { class: 'author policy' }, 'policy: sampled, and what training moves'), ' ', element('span', { class: 'author world' }, 'world: never trained on')),
     readout,
     episode.trajectories.map((segments, at) => [
       many ? element('h4', {}, `Trajectory ${at + 1} of ${episode.trajectories.length}`) : null,
