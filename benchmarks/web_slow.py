@@ -18,9 +18,10 @@ from aiohttp import web
 
 from benchmarks.result import Spread, write
 from dr_jax.base.metrics import Metrics
-from dr_jax.web.fetch import Fetched, Fetcher, FetchSettings
+from dr_jax.web.fetch import Fetcher, FetchSettings
 from dr_jax.web.guard import AllowedHost, Guard
 from dr_jax.web.pace import Pace, PaceSettings
+from dr_jax.web.reply import Fetched
 
 _EVERY_S = 0.005
 _BODY = b"<p>" + b"slow words " * 2000  # 22 kB, sent in pieces

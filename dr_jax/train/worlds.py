@@ -93,4 +93,6 @@ async def way_out(
         if "littleweb" in web.order and web.tape.mode != "replay":
             site = await stack.enter_async_context(serve(built(little), faults=faults))
             allowed = (AllowedHost(suffix="littleweb", address="127.0.0.1", port=site.port),)
-        yield await stack.enter_async_context(Web(web, allow=allowed, metrics=metrics, budget=budget))
+        world = world_name(web, little) if "littleweb" in web.order else ""  # all of them have the same addresses
+        way = Web(web, allow=allowed, metrics=metrics, budget=budget, world=world)
+        yield await stack.enter_async_context(way)

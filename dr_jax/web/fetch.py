@@ -9,13 +9,13 @@ Holds: every hop is vetted and every await has a deadline; wire bytes, content b
 from __future__ import annotations
 
 import asyncio
-import email.utils
+import functools
 import logging
 import random
-import re
-import socket
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,17 +26,16 @@ import stamina
 from yarl import URL
 
 from dr_jax.base.metrics import Metrics
-from dr_jax.web.guard import Guard, GuardedResolver, Lookup, RefusedAddressError
+from dr_jax.web.guard import Guard, GuardedResolver, Lookup
 from dr_jax.web.inflate import ACCEPTED, EncodingError, inflate
 from dr_jax.web.pace import Pace, QueueError, Slots
-from dr_jax.web.page import Kind, WebError, readable
+from dr_jax.web.page import WebError, readable
+from dr_jax.web.reply import AgainError, Answer, Fetched, check_again, content_type, explained, kind_of, validator
+from dr_jax.web.robots import Robots
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 _STEP = 65_536
-_ASIDE = 262_144  # encoded bytes above which they are decoded off the event loop
-_TYPE = re.compile(r"\s*([\w.+-]{1,80}/[\w.+-]{1,80})\s*(?:;|,|$)", re.ASCII)
-_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.ASCII | re.IGNORECASE)
+_THREADS = 2  # that undo encodings; each keeps what memory it once needed
 _HEADERS = {
     "Accept": "text/html,application/xhtml+xml;q=0.9,text/plain;q=0.8,application/json;q=0.7,*/*;q=0.1",
     "Accept-Language": "en,*;q=0.5",
@@ -60,6 +59,7 @@ class FetchSettings:
         wait_s: before the second attempt, doubled before every further one.
         wait_max_s: of those waits; a server's Retry-After may be longer, up to the deadline.
         redirects: hops.
+        robots: `obey` asks every site for its robots.txt first, and leaves alone what that asks programs to leave alone.
         wire_bytes: of a body as it is sent; the rest is not read.
         body_bytes: of a body with its encoding undone.
         user_agent: how we introduce ourselves.
@@ -72,8 +72,9 @@ class FetchSettings:
     wait_s: float = 0.25
     wait_max_s: float = 5.0
     redirects: int = 5
+    robots: Literal["off", "obey"] = "off"
     wire_bytes: int = 4 << 20
-    body_bytes: int = 8 << 20
+    body_bytes: int = 7 << 20
     user_agent: str = "Mozilla/5.0 (compatible; dr-jax)"
 
     def __post_init__(self) -> None:
@@ -87,63 +88,20 @@ class FetchSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """An answer.
-
-    Args:
-        url: where it was found in the end.
-        status: of the answer; 2xx for a page.
-        content_type: lower case, without parameters; "" when none was named.
-        charset: as named by the header, lower case; "" when it was not.
-        body: with content encodings undone.
-        truncated: whether a cap cut it.
-        broken: whether the connection ended before the body did, at every attempt; what came before is kept.
-    """
-
-    url: str
-    status: int
-    content_type: str
-    charset: str
-    body: bytes = field(repr=False)
-    truncated: bool = False
-    broken: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a service said to one request.
-
-    Args:
-        status: of the answer, whatever it is.
-        body: with content encodings undone; empty where the status alone says that asking again may help.
-        after_s: how long the service asks us to wait.
-    """
-
-    status: int
-    body: bytes = field(repr=False)
-    after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class _Ask:
     method: Literal["GET", "POST"]
     url: str
     payload: object = None
-    headers: Mapping[str, str] | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     slots: Slots | None = None
     service: bool = False  # not a page: chosen by the settings, answers in any status, redirects nowhere
+    known: Fetched | None = None
+    takes: Callable[[str], bool] = readable
+    obeys: bool = False
 
     @property
     def counted(self) -> str:
         return "query" if self.service else "fetch"
-
-
-class _AgainError(Exception):
-    """An attempt failed in a way that may be different next time."""
-
-    def __init__(self, error: WebError, *, after_s: float | None = None, part: Fetched | None = None, status: int = 0) -> None:
-        super().__init__(error.message)
-        self.error, self.after_s, self.part, self.status = error, after_s, part, status
 
 
 class Fetcher:
@@ -153,7 +111,8 @@ class Fetcher:
         settings: limits of one request.
         guard: which addresses may be reached.
         pace: how many requests at a time.
-        metrics: counts `web/fetch_n` (pages), `web/query_n` (searches), `web/retries`, `web/bytes`; observes seconds.
+        metrics: counts `web/fetch_n` (pages), `web/query_n` (searches), `web/retries`, `web/bytes`, `web/not_modified`,
+            `web/robots_n` (files asked for); observes seconds.
         lookup: from a name to its addresses; the system's by default.
     """
 
@@ -162,6 +121,8 @@ class Fetcher:
     ) -> None:
         self._settings, self._guard, self._pace, self._metrics = settings, guard, pace, metrics
         self._resolver = GuardedResolver(guard, lookup)
+        self._robots = Robots(self._robots_txt, settings.user_agent) if settings.robots == "obey" else None
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="inflate")  # started with the first encoded body
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Fetcher:
@@ -176,13 +137,28 @@ class Fetcher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._robots is not None:
+            await self._robots.close()
         if self._session is not None:
             await self._session.close()
         await self._resolver.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def get(self, url: str) -> Fetched | WebError:
-        """Fetch a page, following redirects."""
-        return await self._attempts(_Ask("GET", url))
+    async def get(
+        self, url: str, *, known: Fetched | None = None, takes: Callable[[str], bool] = readable
+    ) -> Fetched | WebError:
+        """Fetch a page, following redirects.
+
+        Args:
+            url: of the page.
+            known: what was there before: where the server says that it still holds, it is returned as it is.
+            takes: which content types are read; others are not downloaded.
+        """
+        return await self._attempts(_Ask("GET", url, known=known, takes=takes, obeys=True))
+
+    async def _robots_txt(self, url: str) -> Fetched | WebError:
+        self._metrics.add("web/robots_n")
+        return await self._attempts(_Ask("GET", url, takes=lambda _: True))
 
     async def post(self, url: str, payload: object, headers: Mapping[str, str], slots: Slots) -> Fetched | WebError:
         """Send JSON to a service that the settings chose, and return its answer, whatever its status; follow no redirect.
@@ -211,7 +187,7 @@ class Fetcher:
         """
         try:
             found = await self._attempt(_Ask(method, url, payload, headers, service=True))
-        except _AgainError as again:
+        except AgainError as again:
             return Answer(again.status, b"", again.after_s) if again.status else again.error
         return found if isinstance(found, WebError) else Answer(found.status, found.body)
 
@@ -221,7 +197,7 @@ class Fetcher:
 
         def again(error: Exception) -> bool | float:
             nonlocal timeouts
-            if not isinstance(error, _AgainError):
+            if not isinstance(error, AgainError):
                 return False
             timeouts += error.error.kind == "timeout"
             left = ends - time.monotonic()
@@ -245,7 +221,7 @@ class Fetcher:
                         self._metrics.add("web/retries")
                     with attempt:
                         return await self._attempt(ask)
-        except _AgainError as error:
+        except AgainError as error:
             return error.part or error.error
         except TimeoutError:
             pass
@@ -260,6 +236,8 @@ class Fetcher:
             if vetted in seen:
                 return WebError("redirects", f"{ask.url} redirects in a circle")
             seen.add(vetted)
+            if ask.obeys and self._robots is not None and (refusal := await self._robots.refusal(vetted)) is not None:
+                return refusal
             start = time.perf_counter()
             try:
                 async with self._slot(ask, vetted):
@@ -269,9 +247,9 @@ class Fetcher:
             except QueueError:
                 return WebError("busy", f"{vetted} was not asked: too many requests for its host are waiting")
             except TimeoutError:
-                raise _AgainError(WebError("timeout", f"{vetted} did not answer in time")) from None
+                raise AgainError(WebError("timeout", f"{vetted} did not answer in time")) from None
             except (aiohttp.ClientError, OSError) as error:
-                return _explained(vetted, error)
+                return explained(vetted, error)
             finally:
                 self._metrics.observe(f"web/{ask.counted}_s", time.perf_counter() - start)
             if not isinstance(found, str):
@@ -291,10 +269,11 @@ class Fetcher:
         """Ask once; return what came, or where to ask next."""
         if self._session is None:
             raise RuntimeError("a Fetcher is used inside `async with`")
+        headers = {**ask.headers, **(ask.known.conditions(url) if ask.known is not None else {})}
         async with asyncio.timeout(self._settings.total_s):
             async with asyncio.timeout(self._settings.first_byte_s):
                 response = await self._session.request(
-                    ask.method, URL(url, encoded=True), json=ask.payload, headers=ask.headers, allow_redirects=False
+                    ask.method, URL(url, encoded=True), json=ask.payload, headers=headers, allow_redirects=False
                 )
             try:
                 return await self._judge(ask, url, response)
@@ -302,40 +281,42 @@ class Fetcher:
                 response.close()  # after the whole body this does nothing, and the connection stays in the pool
 
     async def _judge(self, ask: _Ask, url: str, response: aiohttp.ClientResponse) -> Fetched | WebError | str:
+        check_again(url, response)
         status = response.status
-        if status in _AGAIN:
-            kind: Kind = "busy" if status == 429 else "timeout" if status == 408 else "server"
-            error = WebError(kind, f"{url} answered with status {status}")
-            raise _AgainError(error, after_s=_retry_after(response), status=status)
+        if status == 304 and ask.known is not None and ask.known.conditions(url):
+            self._metrics.add("web/not_modified")
+            return ask.known
         if not ask.service and status in _REDIRECTS and "Location" in response.headers:
             try:
                 return urljoin(url, response.headers["Location"].strip())
             except ValueError:
                 return WebError("bad_url", f"{url} redirects to something that is not an address")
         if not ask.service and not 200 <= status < 300:
-            return WebError(_kind_of(status), f"{url} answered with status {status}")
-        content_type, charset = _content_type(response)
-        if not ask.service and not readable(content_type):
-            return WebError("unsupported", f"{url} is {content_type}, which is not read; only HTML, text and JSON are")
+            return WebError(kind_of(status), f"{url} answered with status {status}")
+        kind, charset = content_type(response)
+        if not ask.service and not ask.takes(kind):
+            return WebError("unsupported", f"{url} is {kind}, which is not read; only HTML, text, JSON, feeds and PDF are")
         wire, over, broken = await self._read(response)
         encoding, cap = response.headers.get("Content-Encoding", ""), self._settings.body_bytes
         try:
-            if len(wire) > _ASIDE:
-                body, cut = await asyncio.to_thread(inflate, wire, encoding, cap)
+            if encoding:  # off the event loop: few bytes can stand for many, or for much work
+                unpack = functools.partial(inflate, wire, encoding, cap)
+                body, cut = await asyncio.get_running_loop().run_in_executor(self._threads, unpack)
             else:
                 body, cut = inflate(wire, encoding, cap)
         except EncodingError as error:
             return WebError("protocol", f"{url} sent {error}")
-        found = Fetched(url, status, content_type, charset, body, over or cut or broken, broken)
+        stamps = validator(response, "ETag"), validator(response, "Last-Modified")
+        found = Fetched(url, status, kind, charset, body, over or cut or broken, broken, *stamps)
         if broken:
-            raise _AgainError(
+            raise AgainError(
                 WebError("unreachable", f"The connection broke off while {url} was read"), part=found if body else None
             )
         return found
 
-    async def _read(self, response: aiohttp.ClientResponse) -> tuple[bytes, bool, bool]:
+    async def _read(self, response: aiohttp.ClientResponse) -> tuple[deque[bytes], bool, bool]:
         """Return the body as sent, whether it passes the cap, and whether the connection ended before it did."""
-        kept, size, cap = [], 0, self._settings.wire_bytes
+        kept, size, cap = deque[bytes](), 0, self._settings.wire_bytes
         try:
             while size <= cap and (chunk := await response.content.read(_STEP)):
                 kept.append(chunk)
@@ -343,59 +324,9 @@ class Fetcher:
         except aiohttp.ServerTimeoutError:
             raise
         except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionError):
-            return b"".join(kept)[:cap], False, True
+            return kept, False, True
         finally:
             self._metrics.add("web/bytes", size)
-        return b"".join(kept)[:cap], size > cap, False
-
-
-def _content_type(response: aiohttp.ClientResponse) -> tuple[str, str]:
-    """Return content type and charset, lower case; "" for what the header does not name in due form."""
-    header = response.headers.get("Content-Type", "")
-    found, charset = _TYPE.match(header), _CHARSET.search(header)
-    return found.group(1).lower() if found else "", charset.group(1).lower() if charset else ""
-
-
-def _kind_of(status: int) -> Kind:
-    match status:
-        case 404 | 410:
-            return "not_found"
-        case 401 | 402 | 403 | 407 | 451:
-            return "denied"
-        case _ if status >= 500:
-            return "server"
-        case _:
-            return "http"
-
-
-def _explained(url: str, error: aiohttp.ClientError | OSError) -> WebError:
-    """Return what a failed connection means to the asker.
-
-    Raises:
-        _AgainError: the next attempt may end otherwise.
-    """
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else None
-    match error, cause:
-        case _, RefusedAddressError():
-            return WebError("refused", f"{url} is not opened: its name leads to no public address")
-        case _, socket.gaierror(errno=socket.EAI_NONAME):
-            return WebError("unreachable", f"{url} has a host name that does not exist")
-        case aiohttp.InvalidURL(), _:
-            return WebError("bad_url", f"{url} is not an address")
-        case aiohttp.ClientConnectorCertificateError(), _:
-            return WebError("unreachable", f"{url} has a certificate that is not valid")
-        case ((aiohttp.ClientResponseError() | aiohttp.ClientPayloadError()), _):
-            return WebError("protocol", f"{url} did not answer in HTTP")
-        case _:
-            raise _AgainError(WebError("unreachable", f"{url} could not be reached")) from error
-
-
-def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds that a server asks us to wait (RFC 9110, 10.2.3), or None."""
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isdecimal() and len(text) < 10:
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+        if size > cap:
+            kept.append(kept.pop()[: cap - size])
+        return kept, size > cap, False

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from dr_jax.web.blocklist import Blocklist
 from dr_jax.web.page import WebError
 
 Lookup = Callable[[str], Awaitable[list[str]]]
@@ -76,10 +77,11 @@ class Guard:
 
     Args:
         allow: the only ways to an address that is not public.
+        block: what is not opened although it could be.
     """
 
-    def __init__(self, allow: Iterable[AllowedHost] = ()) -> None:
-        self._allow = tuple(allow)
+    def __init__(self, allow: Iterable[AllowedHost] = (), block: Blocklist | None = None) -> None:
+        self._allow, self._block = tuple(allow), block
 
     def allowed(self, host: str) -> AllowedHost | None:
         """Return the permission that covers a host name, if there is one."""
@@ -101,7 +103,15 @@ class Guard:
         where = f"[{host}]" if ":" in host else host
         port = "" if parsed.is_default_port() else f":{parsed.port}"
         query = f"?{parsed.raw_query_string}" if parsed.raw_query_string else ""
-        return f"{parsed.scheme}://{where}{port}{parsed.raw_path or '/'}{query}"
+        vetted = f"{parsed.scheme}://{where}{port}{parsed.raw_path or '/'}{query}"
+        return self.blocked(vetted) or vetted
+
+    def blocked(self, url: str) -> WebError | None:
+        """Return why an address is not opened in this run although it could be reached, or None."""
+        entry = self._block.entry(url) if self._block is not None else None
+        if entry is None:
+            return None
+        return WebError("blocked", f"{_short(url)} is not opened: {entry} is on the block list; look for another source")
 
     def vet_addresses(self, host: str, found: Iterable[str]) -> list[str]:
         """Return those of a name's addresses that may be reached.

@@ -2,105 +2,176 @@
 
 In:    bytes as they came, the Content-Encoding header
 Out:   the content, and whether it was cut: by the cap, or because the encoded bytes end early
-Holds: memory grows by the cap and one step, however large the content claims to be
+Holds: memory grows by the cap, a window for each encoding and one step, however large the content claims to be; what comes
+       out of an encoding below another one is never held at all
 """
 
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from io import BytesIO
 
+import brotli  # type: ignore[import-untyped]
 import zstandard
 
-ACCEPTED = "gzip, deflate, zstd"
+ACCEPTED = "gzip, deflate, br, zstd"
 
 _STEP = 65_536
 _WINDOW = 8 << 20  # bytes; RFC 9659: nobody has to take a larger zstd window over HTTP
 _SLICE = 64  # bytes of zstd at a time: four of them can stand for 128 KiB
-_MOST = 3  # encodings on top of each other
+_MOST = 2  # encodings on top of each other
+_NONE = ("", "identity", "none", "utf-8")  # the last two are no encodings, but servers say them
 
 
 class EncodingError(ValueError):
     """The content encoding is unknown, or the bytes are not in it."""
 
 
-def inflate(wire: bytes, encoding: str, cap: int) -> tuple[bytes, bool]:
+def inflate(wire: deque[bytes], encoding: str, cap: int) -> tuple[bytes, bool]:
     """Return at most `cap` bytes of content, and whether that is not all.
 
     Args:
-        wire: as received.
+        wire: as received, piece by piece; it is empty afterwards.
         encoding: the Content-Encoding header; "" for none.
         cap: in bytes, for what comes out of every layer.
 
     Raises:
         EncodingError: an encoding is not known, there are too many, or nothing could be decoded.
     """
-    layers = [name.strip().lower() for name in encoding.split(",") if name.strip().lower() not in ("", "identity")]
-    if len(layers) > _MOST:
-        raise EncodingError(f"{len(layers)} content encodings on top of each other")
-    content, cut = wire, False
-    for name in reversed(layers if wire else []):
+    names = [name.strip().lower() for name in encoding.split(",") if name.strip().lower() not in _NONE]
+    if len(names) > _MOST or names.count("br") > 1:  # each decoder of brotli may need a window of 16 MiB
+        raise EncodingError(f"{len(names)} content encodings on top of each other")
+    if not names or not any(wire):
+        content = b"".join(wire)
+        return content[:cap], len(content) > cap
+    layers: list[_Layer] = []
+    pieces = _drained(wire)
+    for name in reversed(names):
         if name not in _CODECS:
             raise EncodingError(f"content encoding {name[:40]!r}")
-        content, more = _bounded(_CODECS[name](content), cap)
-        if more and not content:
-            raise EncodingError(f"a body that is not {name}")
-        cut = cut or more
-    return content[:cap], cut or len(content) > cap
+        layers.append(_Layer(name, pieces, cap))
+        pieces = iter(layers[-1])
+    unpacked = BytesIO()
+    for piece in pieces:
+        unpacked.write(piece)
+    for layer in layers:
+        if layer.cut and not layer.size:
+            raise EncodingError(f"a body that is not {layer.name}")
+    return unpacked.getvalue(), any(layer.cut for layer in layers)
 
 
-def _bounded(pieces: Iterator[bytes], cap: int) -> tuple[bytes, bool]:
-    """Join pieces until the cap; a broken stream gives what came before the break."""
-    kept, size = [], 0
-    try:
-        for piece in pieces:
-            kept.append(piece)
-            size += len(piece)
-            if size > cap:
-                break
-    except (zlib.error, zstandard.ZstdError, EOFError):
-        return b"".join(kept), True
-    return b"".join(kept)[:cap], size > cap
+def _drained(wire: deque[bytes]) -> Iterator[bytes]:
+    while wire:
+        yield wire.popleft()
 
 
-def _gzip(wire: bytes) -> Iterator[bytes]:
-    rest = wire
-    while rest:  # members may follow each other
-        codec = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        yield from _zlib(codec, rest)
-        rest = codec.unused_data.lstrip(b"\0")  # padding is allowed
+class _Layer:
+    """What comes out of one encoding: `cap` bytes at most; a broken stream gives what came before the break."""
+
+    def __init__(self, name: str, pieces: Iterator[bytes], cap: int) -> None:
+        self.name, self._pieces, self._cap = name, pieces, cap
+        self.size, self.cut = 0, False
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for piece in _CODECS[self.name](self._pieces):
+                kept = piece[: self._cap - self.size]
+                self.size += len(kept)
+                if kept:
+                    yield kept
+                if len(kept) < len(piece):
+                    self.cut = True
+                    return
+        except (zlib.error, zstandard.ZstdError, brotli.error, EOFError):
+            self.cut = True
 
 
-def _deflate(wire: bytes) -> Iterator[bytes]:
+def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    codec, begun, first = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), False, True
+    for piece in pieces:
+        rest = piece
+        while rest:
+            if not begun and not first:
+                rest = rest.lstrip(b"\0")  # padding is allowed between members, which may follow each other
+                if not rest:
+                    break
+            begun = True
+            yield from _zlib(codec, rest)
+            rest = b""
+            if codec.eof:
+                rest, begun, first = codec.unused_data, False, False
+                codec = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    if begun:
+        raise EOFError
+
+
+def _deflate(pieces: Iterator[bytes]) -> Iterator[bytes]:
     # "deflate" means a zlib stream, but some servers send the bare one; the first two bytes tell
-    with_header = len(wire) > 1 and wire[0] & 0x0F == 8 and (wire[0] << 8 | wire[1]) % 31 == 0
-    return _zlib(zlib.decompressobj(wbits=zlib.MAX_WBITS if with_header else -zlib.MAX_WBITS), wire)
+    start = next(pieces, b"")
+    while len(start) < 2 and (more := next(pieces, b"")):
+        start += more
+    with_header = len(start) > 1 and start[0] & 0x0F == 8 and (start[0] << 8 | start[1]) % 31 == 0
+    codec = zlib.decompressobj(wbits=zlib.MAX_WBITS if with_header else -zlib.MAX_WBITS)
+    yield from _zlib(codec, start)
+    for piece in pieces:
+        if codec.eof:
+            return
+        yield from _zlib(codec, piece)
+    if not codec.eof:
+        raise EOFError
 
 
-def _zlib(codec: zlib._Decompress, wire: bytes) -> Iterator[bytes]:
-    rest = wire
+def _zlib(codec: zlib._Decompress, piece: bytes) -> Iterator[bytes]:
+    """Yield all that can be said after this piece."""
+    rest = piece
     while not codec.eof:
-        piece = codec.decompress(rest, _STEP)
+        out = codec.decompress(rest, _STEP)
         rest = codec.unconsumed_tail
-        if piece:
-            yield piece
-        elif not rest and not codec.eof:
-            raise EOFError
+        if out:
+            yield out
+        if not rest and len(out) < _STEP:
+            return
 
 
-def _zstd(wire: bytes) -> Iterator[bytes]:
-    rest = memoryview(wire)
-    while rest:  # frames may follow each other
-        codec = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
-        while rest and not codec.eof:
-            piece = codec.decompress(rest[:_SLICE])
-            rest = rest[_SLICE:]
-            if piece:
-                yield piece
-        if not codec.eof:
-            raise EOFError
-        if codec.unused_data:
-            rest = memoryview(codec.unused_data + bytes(rest))
+def _brotli(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    codec = brotli.Decompressor()
+    for piece in pieces:
+        rest = piece
+        while True:
+            out = codec.process(rest, output_buffer_limit=_STEP)
+            rest = b""
+            if out:
+                yield out
+            if not out or codec.is_finished():
+                break
+        if codec.is_finished():
+            return
+    raise EOFError
 
 
-_CODECS: dict[str, Callable[[bytes], Iterator[bytes]]] = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate, "zstd": _zstd}
+def _zstd(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    frames = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+    codec, begun = frames.decompressobj(), False
+    for piece in pieces:
+        place = 0
+        while place < len(piece):
+            out = codec.decompress(piece[place : place + _SLICE])
+            begun, place = True, min(place + _SLICE, len(piece))
+            if out:
+                yield out
+            if codec.eof:  # frames may follow each other
+                place -= len(codec.unused_data)
+                codec, begun = frames.decompressobj(), False
+    if begun:
+        raise EOFError
+
+
+_CODECS: dict[str, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
+    "gzip": _gzip,
+    "x-gzip": _gzip,
+    "deflate": _deflate,
+    "br": _brotli,
+    "zstd": _zstd,
+}

@@ -39,6 +39,7 @@ LASTING: frozenset[Kind] = frozenset(_LASTING)
 FORM = 3  # of pages as they are extracted and encoded: raise it when either changes, and remembered pages are read again
 
 
+HTML = ("text/html", "application/xhtml+xml", "")  # "": whatever it is, it has not said so
 PDF = ("application/pdf", "application/x-pdf")
 
 

@@ -18,7 +18,7 @@ from pypdf.errors import DependencyError, PyPdfError
 
 _MAX_PAGES = 400
 _MAX_CHARS = 500_000
-_MAX_STREAM = 16 << 20  # bytes that one stream may unpack to
+_MAX_STREAM = 12 << 20  # bytes that one stream may unpack to
 _DATE = re.compile(r"^D:(\d{4})(\d\d)?(\d\d)?")
 _BROKEN = re.compile(r"(?<=[a-zà-ÿ])-\n(?=[a-zà-ÿ])")  # a word parted at the end of its line
 _SPACES = re.compile(r"[ \t]+")

@@ -17,9 +17,9 @@ from yarl import URL
 
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
-from dr_jax.web.fetch import Fetched
 from dr_jax.web.page import WebError
 from dr_jax.web.recovery import Recovery
+from dr_jax.web.reply import Fetched
 from dr_jax.web.search.breaker import Breaker
 from dr_jax.web.search.settings import BreakerSettings
 

@@ -17,19 +17,23 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
-from sys import getsizeof
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics, timed
-from dr_jax.web.fetch import Fetched, Fetcher, FetchSettings
+from dr_jax.web import entries
+from dr_jax.web.blocklist import Blocklist, BlockSettings
+from dr_jax.web.entries import Hits
+from dr_jax.web.fetch import Fetcher, FetchSettings
 from dr_jax.web.gateway.settings import GatewaySettings, vet_gateway
 from dr_jax.web.guard import AllowedHost, Guard, Lookup
 from dr_jax.web.once import Once
 from dr_jax.web.pace import Pace, PaceSettings, QueueError
-from dr_jax.web.page import FORM, Hit, Page, WebError, decoded, encoded
+from dr_jax.web.page import FORM, HTML, Page, WebError
 from dr_jax.web.reach import Reach
+from dr_jax.web.render import Renderer, RenderSettings
+from dr_jax.web.reply import Fetched
 from dr_jax.web.search.budget import Budget
 from dr_jax.web.search.catalogue import remembered_as, templates
 from dr_jax.web.search.desk import Desk
@@ -47,7 +51,6 @@ from dr_jax.web.tape.entry import Entry, TapeSettings
 from dr_jax.web.tape.tape import Tape
 from dr_jax.web.workers import Extractors, ExtractSettings
 
-Hits = tuple[Hit, ...]
 Found = TypeVar("Found", bound="Hits | Page | WebError")
 
 
@@ -70,6 +73,8 @@ class WebSettings:
         fetch: limits of one request.
         pace: how much is asked.
         extract: the processes that read pages.
+        block: what is neither found nor opened, lest the run looks up what it is measured by.
+        render: whether scripts of pages are run.
         tape: what is remembered on disk.
         gateways: addresses (`http://host:port`) of gateways through which everything is asked, spelled alike wherever they are
             named; what searching may cost and what is remembered is theirs then, and no key is needed here. None: this process
@@ -89,6 +94,8 @@ class WebSettings:
     fetch: FetchSettings = field(default_factory=FetchSettings)
     pace: PaceSettings = field(default_factory=PaceSettings)
     extract: ExtractSettings = field(default_factory=ExtractSettings)
+    block: BlockSettings = field(default_factory=BlockSettings)
+    render: RenderSettings = field(default_factory=RenderSettings)
     tape: TapeSettings = field(default_factory=TapeSettings)
     gateways: tuple[str, ...] = ()
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
@@ -127,9 +134,11 @@ class Web:
             what memory and tape held: `web/search_n` and `web/query_n`, `web/open_n` and `web/fetch_n`, `web/tape_hits`.
         lookup: from a name to its addresses; the system's by default.
         budget: of the run, where several `Web`s share it; one of the settings' own by default.
+        world: tells this web from others that have the same addresses, on a tape that they share.
 
     Raises:
-        UserError: a provider needs a key and the environment has none; on entering: there is no local corpus, or it is empty.
+        UserError: a provider needs a key and the environment has none; the block list cannot be read; on entering: there is no
+            local corpus, or it is empty; pages are to be rendered, and there is no Chromium.
     """
 
     def __init__(
@@ -140,12 +149,13 @@ class Web:
         metrics: Metrics | None = None,
         lookup: Lookup | None = None,
         budget: Budget | None = None,
+        world: str = "",
     ) -> None:
-        self._settings = settings
+        self._settings, self._world = settings, f"{world} " if world else ""
         self._queries = templates(settings.searching) if settings.tape.mode != "replay" else {}
         self._metrics = metrics or Metrics()
         self._allow = tuple(allow)
-        self._guard, self._lookup = Guard(self._allow), lookup
+        self._guard, self._lookup = Guard(self._allow, Blocklist(settings.block)), lookup
         self._budget = budget or Budget(settings.budget, self._metrics)
         self._stack = AsyncExitStack()
 
@@ -160,11 +170,16 @@ class Web:
             )
             self._reach = Reach(settings.breaker, metrics, self._fetcher.get)
             stack.push_async_callback(self._reach.close)
+            self._renderer: Renderer | None = None
+            if settings.render.mode != "off" and not self._tape.replays:
+                self._renderer = await stack.enter_async_context(Renderer(settings.render, self._fetcher, self._guard, metrics))
             if not self._tape.replays:
                 self._desk = await stack.enter_async_context(self._make_desk())
             half, ages = settings.memory_mb << 19, settings.tape
-            self._searches = Once[Hits | WebError](size_of_hits, half, lambda found: _fresh_s(found, ages.search_s, ages))
-            self._pages = Once[Page | WebError](size_of_page, half, lambda found: _fresh_s(found, ages.fetch_s, ages))
+            self._searches = Once[Hits | WebError](
+                entries.size_of_hits, half, lambda found: _fresh_s(found, ages.search_s, ages)
+            )
+            self._pages = Once[Page | WebError](entries.size_of_page, half, lambda found: _fresh_s(found, ages.fetch_s, ages))
             stack.push_async_callback(self._searches.close)
             stack.push_async_callback(self._pages.close)
             self._stack = stack.pop_all()
@@ -201,7 +216,7 @@ class Web:
             except WorldDownError:
                 self._metrics.add("web/errors/world_down")
                 raise
-        return self._counted(found)
+        return self._counted(found if isinstance(found, WebError) else self._unblocked(found))
 
     async def open(self, url: str) -> Page | WebError:
         """Open a page.
@@ -277,9 +292,9 @@ class Web:
         )
 
     async def _search(self, asked: str) -> Hits | WebError:
-        key = f"{remembered_as(self._settings.searching)} {self._settings.results} {asked}"
+        key = f"{self._world}{remembered_as(self._settings.searching)} {self._settings.results} {asked}"
         if self._settings.order != ("local",) or self._tape.replays:
-            return await self._tape.once("search", key, lambda: self._asked(asked), _hits_from)
+            return await self._tape.once("search", key, lambda: self._asked(asked), entries.hits)
         found, entry = await self._asked(asked)  # what a corpus holds today costs nothing to ask
         if entry is not None:
             await self._tape.keep("search", key, entry)
@@ -287,13 +302,22 @@ class Web:
 
     async def _asked(self, asked: str) -> tuple[Hits | WebError, Entry | None]:
         found = await self._desk.search(asked)
-        return found, None if isinstance(found, WebError) and not found.lasting else _entry_of_hits(found)
+        return found, None if isinstance(found, WebError) and not found.lasting else entries.of_hits(found)
 
     async def _open(self, url: str) -> Page | WebError:
         try:
             async with self._pace.all.slot(self._settings.pace.queue_s):  # held until the page is read: so few are in memory
                 fetched = await self._fetch(url)
-                return fetched if isinstance(fetched, WebError) else await self._read(fetched)
+                if isinstance(fetched, WebError):
+                    return fetched
+                if (refusal := self._guard.blocked(fetched.url)) is not None:  # it was remembered when it was not blocked yet
+                    return refusal
+                page = await self._read(fetched)
+                if not self._is_to_be_rendered(fetched, page):
+                    return page
+                rendered = await self._rendered(fetched)
+                shown = rendered if isinstance(rendered, WebError) else await self._read(rendered)
+                return page if isinstance(shown, WebError) else shown
         except QueueError:
             return WebError("busy", f"{url} was not opened: too many pages are being opened")
 
@@ -307,27 +331,46 @@ class Web:
             except TimeoutError:
                 raise WorldDownError(f"The local corpus gave no page within {self._settings.open_s:g} s") from None
             if page is not None:
-                await self._tape.keep("page", key, _entry_of_page(page))
+                await self._tape.keep("page", key, entries.of_page(page))
             return page
         entry = await self._tape.recall("page", key)
         if entry is None and at_home(url):
             raise self._tape.missed("page", key)
-        return None if entry is None else _page_from(entry)
+        return None if entry is None else entries.page(entry)
 
     async def _fetch(self, url: str) -> Fetched | WebError:
-        return await self._tape.once("fetch", url, lambda: self._fetched(url), _fetched_from)
+        return await self._tape.once("fetch", self._world + url, lambda: self._fetched(url), entries.fetched)
 
     async def _fetched(self, url: str) -> tuple[Fetched | WebError, Entry | None]:
-        found = await self._reach.asked(url, lambda: self._fetcher.get(url))
-        if isinstance(found, WebError):
-            return found, Entry(encoded(found), error=True, passing=not found.lasting)
-        meta = {name: value for name, value in asdict(found).items() if name != "body"}
-        return found, None if found.broken else Entry(meta, found.body)
+        stale = await self._tape.stale("fetch", self._world + url)
+        kept = None if stale is None or stale.error else entries.fetched(stale)
+        known = kept if isinstance(kept, Fetched) and not kept.broken else None
+        found = await self._reach.asked(url, lambda: self._fetcher.get(url, known=known))
+        return found, entries.of_fetched(found)
+
+    def _is_to_be_rendered(self, fetched: Fetched, page: Page | WebError) -> bool:
+        shown = isinstance(page, Page) or page.kind != "empty"
+        match self._settings.render.mode:
+            case "off":
+                return False
+            case "when_empty":
+                return not shown and fetched.content_type in HTML
+            case "always":
+                return fetched.content_type in HTML
+
+    async def _rendered(self, fetched: Fetched) -> Fetched | WebError:
+        async def make() -> tuple[Fetched | WebError, Entry | None]:
+            assert self._renderer is not None  # a tape that is replayed never comes here
+            found = await self._renderer.render(fetched)
+            return found, entries.of_fetched(found, lasting=True)  # whoever replays must see it fail again
+
+        return await self._tape.once("fetch", f"{self._world}rendered {fetched.url}", make, entries.fetched)
 
     async def _read(self, found: Fetched) -> Page | WebError:
         said = [FORM, found.url, found.content_type, found.charset, found.truncated]
-        key = hashlib.sha256(json.dumps(said).encode() + b"\0" + found.body).hexdigest()
-        return await self._tape.once("page", key, lambda: self._extracted(found), _page_from)
+        key = hashlib.sha256(json.dumps(said).encode() + b"\0")
+        key.update(found.body)
+        return await self._tape.once("page", key.hexdigest(), lambda: self._extracted(found), entries.page)
 
     async def _extracted(self, found: Fetched) -> tuple[Page | WebError, Entry | None]:
         self._metrics.gauge("web/extract_queue", self._extractors.waiting)
@@ -335,38 +378,18 @@ class Web:
             page = await self._extractors.extract(
                 found.body, found.url, found.content_type, found.charset, truncated=found.truncated
             )
-        return page, None if isinstance(page, WebError) and not page.lasting else _entry_of_page(page)
+        return page, None if isinstance(page, WebError) and not page.lasting else entries.of_page(page)
+
+    def _unblocked(self, hits: Hits) -> Hits:
+        kept = tuple(hit for hit in hits if self._guard.blocked(hit.url) is None)
+        if len(kept) < len(hits):
+            self._metrics.add("web/blocked_hits", len(hits) - len(kept))
+        return kept
 
     def _counted(self, found: Found) -> Found:
         if isinstance(found, WebError):
             self._metrics.add(f"web/errors/{found.kind}")
         return found
-
-
-def _entry_of_hits(found: Hits | WebError) -> Entry:
-    failed = isinstance(found, WebError)
-    content = encoded(found) if isinstance(found, WebError) else [asdict(hit) for hit in found]
-    return Entry({}, json.dumps(content, ensure_ascii=False).encode(), error=failed)
-
-
-def _hits_from(entry: Entry) -> Hits | WebError:
-    content = json.loads(entry.body)
-    return WebError(**content) if isinstance(content, dict) else tuple(Hit(**hit) for hit in content)
-
-
-def _fetched_from(entry: Entry) -> Fetched | WebError:
-    if "kind" in entry.meta:
-        return WebError(entry.meta["kind"], entry.meta["message"])
-    return Fetched(**entry.meta, body=entry.body)
-
-
-def _entry_of_page(page: Page | WebError) -> Entry:
-    # An error of extraction lasts as long as the bytes do: it is remembered under them.
-    return Entry({}, json.dumps(encoded(page), ensure_ascii=False).encode())
-
-
-def _page_from(entry: Entry) -> Page | WebError:
-    return decoded(json.loads(entry.body))
 
 
 def _note(kind: str) -> Literal["reading"]:
@@ -377,17 +400,3 @@ def _note(kind: str) -> Literal["reading"]:
 
 def _fresh_s(found: Hits | Page | WebError, fresh_s: float, ages: TapeSettings) -> float:
     return min(fresh_s, ages.error_s) if isinstance(found, WebError) else fresh_s
-
-
-def size_of_hits(found: Hits | WebError) -> int | None:
-    """Bytes that hits take in memory; None for an error that asking again may cure."""
-    if isinstance(found, WebError):
-        return 500 if found.lasting else None
-    return 200 + sum(500 + getsizeof(hit.title) + getsizeof(hit.url) + getsizeof(hit.snippet) for hit in found)
-
-
-def size_of_page(found: Page | WebError) -> int | None:
-    """Bytes that a page takes in memory; None for an error that asking again may cure, or a page that was cut off."""
-    if isinstance(found, WebError):
-        return 500 if found.lasting else None
-    return getsizeof(found.text) + sum(200 + getsizeof(text) + getsizeof(url) for text, url in found.links)

@@ -29,6 +29,7 @@ _GRACE_S = 5.0  # after its time the worker is killed by us; this much later the
 _MOST = 8
 _STARTS = 3  # in a row that may fail
 _MAX_ANSWER = 64 << 20
+_PIECE = 262_144
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "SYSTEMROOT")
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from dr_jax.web.worker import run; run(*sys.argv[1:])"
 
@@ -121,8 +122,10 @@ class _Worker:
         """
         head = json.dumps(request).encode()
         try:
-            self._to.writelines((REQUEST.pack(len(head), len(body)), head, body))
-            await self._to.drain()
+            self._to.write(REQUEST.pack(len(head), len(body)) + head)
+            for start in range(0, len(body), _PIECE):  # in one piece it would be copied twice on its way
+                self._to.write(body[start : start + _PIECE])
+                await self._to.drain()
             answer: dict[str, Any] = json.loads(await self._receive())
         except (ConnectionError, ValueError):
             raise EOFError from None

@@ -2,6 +2,7 @@
 
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from dr_jax.train.worlds import LittlewebSettings, way_out, world_name
 from dr_jax.web.gateway.server import serve_gateway
 from dr_jax.web.page import Page
 from dr_jax.web.search.settings import ProviderSettings, ProvidersSettings
+from dr_jax.web.tape.entry import TapeSettings
 from dr_jax.web.web import Web, WebSettings
 
 
@@ -52,3 +54,17 @@ async def test_a_stage_acts_through_gateways_as_it_does_alone(settings: Settings
         stage = await stack.enter_async_context(opened_stage(elsewhere, Metrics(), lambda *_: None))
         with pytest.raises(UserError, match=r"Needed: 'littleweb \(eval, seed 7, 150 entities\)'"):
             await stage[0].place("eval")
+
+
+async def test_worlds_that_share_a_tape_are_told_apart(tmp_path: Path) -> None:
+    """They have the same addresses: what one of them says there must not be remembered as what another does."""
+    web = WebSettings(tape=TapeSettings("record", str(tmp_path / "tape")))
+    little, address = LittlewebSettings(entities=150), "http://directory.littleweb/city/1"
+    said = []
+    for split in ("train", "eval", "train"):
+        async with way_out(web, little.world(split)) as way:
+            said.append((await way.search("the capital"), await way.open(address)))
+    train, held_out, again = said
+    assert train == again
+    assert train[0] != held_out[0]
+    assert train[1] != held_out[1]

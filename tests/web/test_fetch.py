@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import socket
 import time
+import tracemalloc
 from email.utils import formatdate
 
 import pytest
@@ -9,10 +10,11 @@ import zstandard
 from aiohttp import web
 
 from dr_jax.base.metrics import Metrics
-from dr_jax.web.fetch import Fetched, Fetcher, FetchSettings
+from dr_jax.web.fetch import Fetcher, FetchSettings
 from dr_jax.web.guard import AllowedHost, Guard
-from dr_jax.web.pace import Pace, PaceSettings
+from dr_jax.web.pace import Pace, PaceSettings, Slots
 from dr_jax.web.page import WebError
+from dr_jax.web.reply import Answer, Fetched
 from tests.web.conftest import MakeFetcher, Site
 
 
@@ -38,7 +40,11 @@ async def test_a_page_and_what_is_sent_for_it(site: Site, make_fetcher: MakeFetc
     headers = site.requests[-1].headers
     assert "Cookie" not in headers
     assert "Authorization" not in headers
-    assert (headers["Host"], headers["User-Agent"], headers["Accept-Encoding"]) == ("w.here", "tester/1", "gzip, deflate, zstd")
+    assert (headers["Host"], headers["User-Agent"], headers["Accept-Encoding"]) == (
+        "w.here",
+        "tester/1",
+        "gzip, deflate, br, zstd",
+    )
     counted = metrics.drain()
     assert (counted["web/fetch_n"], counted["web/bytes"], counted["web/fetch_s_n"]) == (2, 8, 2)
 
@@ -64,6 +70,54 @@ async def test_a_status_is_an_error_of_its_kind(
     assert (found.kind, found.lasting) == (kind, lasting)
     assert str(status) in found.message
     assert site.asked["/a"] == (3 if status in (429, 500, 503) else 1)
+
+
+def serve_versions(site: Site, path: str, *, etag: str, modified: str = "") -> None:
+    """Serve a page that is sent again only to those who know another version."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        headers = {"ETag": etag, "Last-Modified": modified, "Content-Type": "text/html"}
+        headers = {name: value for name, value in headers.items() if value}
+        same = request.headers.get("If-None-Match") == etag if etag else request.headers.get("If-Modified-Since") == modified
+        return web.Response(status=304, headers=headers) if same else web.Response(text=f"version {etag}", headers=headers)
+
+    site.pages[path] = answer
+
+
+@pytest.mark.parametrize(("etag", "modified"), [('"1"', ""), ('W/"1"', "Tue, 01 Oct 2024 00:00:00 GMT"), ("", "yesterday")])
+async def test_what_still_holds_is_not_sent_again(etag: str, modified: str, site: Site, make_fetcher: MakeFetcher) -> None:
+    serve_versions(site, "/a", etag=etag, modified=modified)
+    metrics = Metrics()
+    fetcher = await make_fetcher(metrics=metrics)
+    first = fetched(await fetcher.get("http://w.here/a"))
+    assert (first.etag, first.modified) == (etag, modified)
+    assert await fetcher.get("http://w.here/a", known=first) is first
+    assert metrics.drain()["web/not_modified"] == 1
+    serve_versions(site, "/a", etag='"2"')
+    assert fetched(await fetcher.get("http://w.here/a", known=first)).body == b'version "2"'
+
+
+async def test_conditions_are_sent_only_where_the_page_was_found(site: Site, make_fetcher: MakeFetcher) -> None:
+    site.page("/moved", status=302, Location="http://other.here/a")
+    serve_versions(site, "/a", etag='"1"')
+    fetcher = await make_fetcher()
+    first = fetched(await fetcher.get("http://w.here/moved"))
+    assert await fetcher.get("http://w.here/moved", known=first) is first
+    assert [(one.path, "If-None-Match" in one.headers) for one in site.requests[2:]] == [("/moved", False), ("/a", True)]
+    await fetcher.get("http://third.here/a", known=first)
+    assert "If-None-Match" not in site.requests[-1].headers
+
+
+async def test_half_a_page_is_not_asked_about(site: Site, make_fetcher: MakeFetcher) -> None:
+    site.page("/a", "x" * 1000, ETag='"1"')
+    fetcher = await make_fetcher(body_bytes=100)
+    half = fetched(await fetcher.get("http://w.here/a"))
+    assert half.truncated
+    assert fetched(await fetcher.get("http://w.here/a", known=half)) == half
+    assert "If-None-Match" not in site.requests[-1].headers
+    site.page("/b", "x", ETag="\udce4" * 9, Last_Modified="x" * 300)
+    odd = fetched(await fetcher.get("http://w.here/b"))
+    assert (odd.etag, odd.modified) == ("", "")
 
 
 async def test_what_gets_better_is_asked_again(site: Site, make_fetcher: MakeFetcher) -> None:
@@ -134,6 +188,70 @@ async def test_every_hop_is_vetted(target: str, site: Site, make_fetcher: MakeFe
     assert found.lasting
 
 
+async def test_credentials_never_cross_an_origin(site: Site, make_fetcher: MakeFetcher) -> None:
+    """A service that redirects is not followed, whatever the status; and a page's redirect carries nothing along."""
+    fetcher = await make_fetcher()
+    slots, secret = Slots(1, None, 1), {"Authorization": "Bearer secret", "X-API-KEY": "secret"}
+    for status in (301, 302, 303, 307, 308):
+        site.page("/service", "", status, Location="http://other.here/away")
+        answered = fetched(await fetcher.post("http://w.here/service", {"q": "x"}, secret, slots))
+        assert answered.status == status
+        once = await fetcher.once("GET", "http://w.here/service", secret)
+        assert isinstance(once, Answer)
+        assert once.status == status
+    assert site.asked["/away"] == 0
+    assert all("Authorization" in one.headers for one in site.requests)
+    site.page("/a", status=302, Location="http://other.here/b", Set_Cookie="who=me; Domain=here")
+    site.page("/b", "x", WWW_Authenticate="Basic", Set_Cookie="who=me; Domain=here")
+    for _ in range(2):
+        fetched(await fetcher.get("http://w.here/a"))
+    assert {one.headers["Host"] for one in site.requests[10:]} == {"w.here", "other.here"}
+    for one in site.requests[10:]:
+        assert not {"Authorization", "X-API-KEY", "Cookie", "Referer", "Proxy-Authorization"} & set(one.headers)
+
+
+@pytest.mark.parametrize("kind", ["one long", "many", "endless", "status line", "continue"])
+async def test_the_head_of_an_answer_is_bounded(kind: str) -> None:
+    """Far more than 100 MB would come in the second that it is given."""
+    heads = {
+        "one long": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 65_536,
+        "many": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000,
+        "endless": b"HTTP/1.1 200 OK\r\n",
+        "status line": b"HTTP/1.1 200 " + b"O" * 65_536,
+        "continue": b"",
+    }
+    again = {
+        "one long": b"x" * 65_536,
+        "endless": b"X: " + b"y" * 8_000 + b"\r\n",
+        "continue": b"HTTP/1.1 100 Continue\r\n\r\n",
+    }
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(heads[kind])
+            while True:
+                writer.write(again.get(kind, b"\r\n"))
+                await writer.drain()
+                await asyncio.sleep(0)
+        except ConnectionError:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    guard = Guard([AllowedHost("odd", "127.0.0.1", server.sockets[0].getsockname()[1])])
+    settings = FetchSettings(wait_s=0.01, attempts=1, first_byte_s=1.0, total_s=2.0)
+    tracemalloc.start()
+    async with Fetcher(settings, guard, Pace(PaceSettings()), Metrics()) as fetcher:
+        start = time.monotonic()
+        assert failed(await fetcher.get("http://odd/")).kind in ("protocol", "unreachable", "timeout")
+        assert time.monotonic() - start < 3
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    server.close()
+    await server.wait_closed()
+    await asyncio.sleep(0.05)
+
+
 async def test_what_hangs_is_given_up(site: Site, make_fetcher: MakeFetcher) -> None:
     site.hang("/a")
     start = time.monotonic()
@@ -183,7 +301,9 @@ async def test_content_encodings_and_bombs(codec: str, size: int, site: Site, ma
     assert (len(found.body), found.truncated) == (min(size, 1 << 20), size > 1 << 20)
 
 
-@pytest.mark.parametrize(("encoding", "body"), [("br", b"x"), ("gzip", b"not gzip at all"), ("gzip,gzip,gzip,gzip", b"x")])
+@pytest.mark.parametrize(
+    ("encoding", "body"), [("br", b"x"), ("compress", b"x"), ("gzip", b"not gzip at all"), ("gzip,gzip,gzip,gzip", b"x")]
+)
 async def test_an_encoding_that_is_none_is_an_error(encoding: str, body: bytes, site: Site, make_fetcher: MakeFetcher) -> None:
     site.page("/a", body, Content_Encoding=encoding)
     assert failed(await (await make_fetcher()).get("http://w.here/a")).kind == "protocol"

@@ -1,80 +1,22 @@
 import asyncio
+import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dr_jax.web.guard import AllowedHost, Guard, GuardedResolver, RefusedAddressError, is_public
 from dr_jax.web.page import WebError
 from tests.web.conftest import MakeFetcher, Site
+from tests.web.hostile import DEAD, DNS, HEADERS, LOOPBACK, NAMES, PAGES, PRIVATE, REDIRECTS, SITE, URLS
+from tests.web.test_render import WHY
 
 GUARD = Guard([AllowedHost("here", "127.0.0.1", 4711)])
-LOOPBACK = (
-    *(
-        "127.0.0.1",
-        "127.1",
-        "127.0.0.1.",
-        "2130706433",
-        "0x7f000001",
-        "0x7f.0.0.1",
-        "0177.0.0.1",
-        "017700000001",
-        "0",
-        "127.0.1",
-    ),
-    *("127。0。0。1", "127．0．0．1", "①②⑦.⓪.⓪.①", "１２７.0.0.1", "[::1]", "[::]", "[0:0:0:0:0:0:0:1]"),
-    *(
-        "[::ffff:127.0.0.1]",
-        "[::ffff:7f00:1]",
-        "[::127.0.0.1]",
-        "[64:ff9b::127.0.0.1]",
-        "[64:ff9b:1::7f00:1]",
-        "[2002:7f00:1::]",
-    ),
-    *("[2001:0:7f00:1::]", "[2001:db8::1]", "[2606:4700::5efe:127.0.0.1]", "[2606:4700::200:5efe:10.0.0.1]", "[::1%25lo]"),
-    *(
-        "localhost",
-        "LOCALHOST",
-        "localhost.",
-        "ｌｏｃａｌｈｏｓｔ",
-        "a.localhost",
-        "localhost.localdomain.local",
-        "router",
-        "a.internal",
-    ),
-)
-PRIVATE = (
-    *(
-        "10.0.0.1",
-        "172.16.0.1",
-        "192.168.1.1",
-        "169.254.169.254",
-        "100.64.0.1",
-        "100.100.100.200",
-        "0.0.0.0",
-        "255.255.255.255",
-    ),
-    *("224.0.0.1", "239.255.255.250", "240.0.0.1", "192.0.0.192", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1"),
-    *(
-        "192.88.99.1",
-        "168.63.129.16",
-        "[fe80::1]",
-        "[fc00::1]",
-        "[fd00:ec2::254]",
-        "[ff02::1]",
-        "[fec0::1]",
-        "[3fff::1]",
-        "[100::1]",
-    ),
-    *("metadata.google.internal", "METADATA.google.internal.", "metadata.goog", "metadata", "instance-data.ec2.internal"),
-    *(
-        "169.254.169.254.",
-        "0xa9fea9fe",
-        "0251.0376.0251.0376",
-        "2852039166",
-        "[::ffff:169.254.169.254]",
-        "[64:ff9b::a9fe:a9fe]",
-    ),
-)
 
 
 @pytest.mark.parametrize("host", LOOPBACK + PRIVATE)
@@ -203,3 +145,52 @@ def test_permission_must_name_a_host() -> None:
     ):
         with pytest.raises(ValueError, match=r"needed|does not appear"):
             AllowedHost(**wrong)
+
+
+BOX = ("unshare", "--map-root-user", "--net", "--mount")
+
+
+def no_box() -> str:
+    """Why there can be no namespaces of our own here, or ""."""
+    if not all(map(shutil.which, ("unshare", "ip", "mount"))):
+        return "unshare, ip and mount are needed (Linux: util-linux, iproute2)"
+    tried = subprocess.run([*BOX, "ip", "link", "set", "lo", "up"], capture_output=True, text=True, timeout=30)
+    return tried.stderr.strip() and f"namespaces cannot be made here: {tried.stderr.strip()}"
+
+
+NO_BOX = no_box()
+
+
+def besieged(mode: str) -> dict[str, Any]:
+    root = Path(__file__).parents[2]
+    command = [*BOX, sys.executable, "-m", "tests.web.siege", mode]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(bool(NO_BOX), reason=NO_BOX)
+@pytest.mark.timeout(1300)
+@pytest.mark.parametrize(
+    "mode",
+    ["off", pytest.param("always", marks=[pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)])],
+)
+def test_nobody_is_reached_from_within_a_world_of_canaries(mode: str) -> None:
+    """Every row of `hostile.py`, with real sockets, the system's resolver and a name server that changes its mind."""
+    found = besieged(mode)
+    rows = len(URLS) + 2 * len(DNS) + len(REDIRECTS) + len(HEADERS) + len(PAGES)
+    assert len(found["ends"]) == rows > 300
+    assert found["touched"] == []
+    assert found["strangers"] == []  # not even the public site, except through our fetcher
+    assert not [name for name in found["asked"] if name.startswith(("leak.", "metadata", "localhost "))]
+    assert len(found["alive"]) == 7  # every canary was there to be reached
+    for url in URLS[: len(LOOPBACK + PRIVATE)]:
+        assert found["ends"][url] in ("refused", "bad_url"), url
+    inner = [name for name in DNS if NAMES[name] != ((),) and not {SITE, DEAD} & {one for turn in NAMES[name] for one in turn}]
+    for url in (f"{scheme}://{name}/" for name in inner for scheme in ("http", "https")):
+        assert found["ends"][url] == "refused", url
+    assert sum(end == "page" for end in found["ends"].values()) > len(PAGES)  # what may be opened was
+    assert (found["counted"].get("web/render_n", 0) > len(PAGES)) == (mode == "always")
+    assert (found["counted"].get("web/render_refused", 0) > 100) == (mode == "always")

@@ -48,12 +48,19 @@ def test_a_cut_file_gives_what_can_be_saved_or_an_error() -> None:
 
 
 def bomb(size: int) -> bytes:
-    """A page whose drawing unpacks to so many bytes."""
+    """A page whose drawing, put in its place by an update of the file (ISO 32000-1, 7.5.6), unpacks to so many bytes."""
     packed = zlib.compress(b"BT /F1 12 Tf (boom) Tj ET " * (size // 26), 9)
-    head = MAKE([["X"]], "Bomb", "20200101")
-    start = head.index(b"5 0 obj")
-    stream = b"5 0 obj\n<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream\nendobj\n" % (len(packed), packed)
-    return head[:start] + stream + b"trailer << /Size 6 /Root 1 0 R >>\n%%EOF"
+    first = MAKE([["X"]], "Bomb", "20200101")
+    before = int(first.rpartition(b"startxref\n")[2].split()[0])
+    drawing = b"5 0 obj\n<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream\nendobj\n" % (len(packed), packed)
+    table = b"xref\n5 1\n%010d 00000 n \ntrailer << /Size 7 /Root 1 0 R /Prev %d >>\n" % (len(first), before)
+    return first + drawing + table + b"startxref\n%d\n%%%%EOF\n" % (len(first) + len(drawing))
+
+
+def test_a_small_one_is_a_page_like_any_other() -> None:
+    found = read(bomb(26))
+    assert isinstance(found, Page), found
+    assert found.text == "boom"
 
 
 async def test_a_bomb_is_stopped_and_the_worker_goes_on() -> None:

@@ -7,10 +7,11 @@ import pytest
 
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
-from dr_jax.web.fetch import Fetched, FetchSettings
+from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.page import Page, WebError
 from dr_jax.web.reach import Reach
+from dr_jax.web.reply import Fetched
 from dr_jax.web.search.settings import BreakerSettings
 from dr_jax.web.web import Web, WebSettings
 from tests.web.conftest import Site

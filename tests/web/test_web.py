@@ -16,6 +16,7 @@ from aiohttp import web as server
 
 from dr_jax.base.errors import UserError, WorldDownError
 from dr_jax.base.metrics import Metrics
+from dr_jax.web.blocklist import BlockSettings
 from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.pace import PaceSettings
@@ -195,6 +196,57 @@ async def test_recorded_then_replayed_with_the_server_gone(site: Site, make_web:
     assert not {"web/fetch_n", "web/query_n", "web/extract_s_n"} & counted.keys()
 
 
+async def test_a_stale_page_is_renewed_when_it_still_holds(site: Site, make_web: MakeWeb, tmp_path: Path) -> None:
+    async def answer(request: server.Request) -> server.Response:
+        same = request.headers.get("If-None-Match") == '"1"'
+        text = "" if same else "<p>The first version."
+        return server.Response(status=304 if same else 200, text=text, content_type="text/html", headers={"ETag": '"1"'})
+
+    site.pages["/page"] = answer
+    path, metrics = str(tmp_path / "tape.sqlite"), Metrics()
+
+    async def opened(fetch_s: float) -> Page | WebError:
+        async with make_web(metrics, tape=TapeSettings("record", path, fetch_s=fetch_s)) as web:
+            return await web.open("http://a.littleweb/page")
+
+    first = await opened(3600.0)
+    assert isinstance(first, Page)
+    await asyncio.sleep(0.3)
+    assert await opened(0.2) == first  # stale: asked about
+    assert (site.asked["/page"], metrics.drain()["web/not_modified"]) == (2, 1)
+    assert await opened(60.0) == first  # and as good as new
+    assert site.asked["/page"] == 2
+    site.page("/page", "<p>The second version.")
+    await asyncio.sleep(0.3)
+    second = await opened(0.2)
+    assert isinstance(second, Page)
+    assert second.text == "The second version."
+
+
+async def test_what_is_blocked_is_neither_found_nor_opened(site: Site, make_web: MakeWeb, tmp_path: Path) -> None:
+    good, bad = "http://a.littleweb/page", "http://quiz.littleweb/answers/1"
+    serve_search(site, bad, good, "https://huggingface.co/datasets/x")
+    site.page("/page", "<p>found")
+    site.page("/moved", status=302, Location=bad)
+    site.page("/answers/1", "<p>gold")
+    tape, metrics = TapeSettings("record", str(tmp_path / "tape.sqlite")), Metrics()
+    async with make_web(metrics, tape=tape) as web:  # before it is blocked
+        assert isinstance(await web.open("http://a.littleweb/moved"), Page)
+        assert [hit.url for hit in await web.search("q")] == [bad, good]
+    assert metrics.drain()["web/blocked_hits"] == 1
+    async with make_web(metrics, tape=tape, block=BlockSettings(also=("quiz.littleweb/answers",))) as web:
+        assert [hit.url for hit in await web.search("q")] == [good]
+        for url in (bad, f"{bad}?x", "http://a.littleweb/moved", f"http://a.littleweb/to/{bad}"):
+            found = await web.open(url)
+            assert isinstance(found, WebError), url
+            assert found.kind == "blocked"
+            assert "quiz.littleweb/answers is on the block list" in found.message
+        assert isinstance(await web.open("http://quiz.littleweb/page"), Page)
+    counted = metrics.drain()
+    assert (counted["web/blocked_hits"], counted["web/errors/blocked"]) == (2, 4)
+    assert site.asked["/answers/1"] == 1
+
+
 async def test_a_page_that_hangs_the_parser_is_an_observation(site: Site, make_web: MakeWeb) -> None:
     """Many elements, in too little time for any parser."""
     site.page("/slow", "<p>" + "<b>x</b>&amp; " * 150_000)
@@ -224,7 +276,7 @@ INJECTED = {
 async def test_injected_pages_end_nothing(site: Site, make_web: MakeWeb) -> None:
     for number, injected in enumerate(INJECTED.values()):
         site.page(f"/{number}", f"<html><body><p>Before {number}.</p>{injected}<p>After.</p></body></html>")
-    async with make_web(extract=ExtractSettings(timeout_s=2.0)) as web:  # the attributes alone would take the parser 15 s
+    async with make_web(extract=ExtractSettings(timeout_s=4.0)) as web:  # the attributes alone would take the parser 15 s
         pages = await asyncio.gather(*(web.open(f"http://a.littleweb/{number}") for number in range(len(INJECTED))))
     for number, page in enumerate(pages):
         if isinstance(page, WebError):
