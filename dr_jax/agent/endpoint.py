@@ -183,6 +183,7 @@ class Endpoint:
         metrics: everything under `reader/`; `reader/queue` is how many messages wait for their turn.
         spending: of the run.
         lookup: from a name to its addresses; the system's by default.
+        replays: whether nothing will be asked, because all readings are on a tape that is played back: then no key is needed.
 
     Raises:
         UserError: the environment holds no key under the name that the settings give.
@@ -197,10 +198,11 @@ class Endpoint:
         metrics: Metrics,
         spending: Spending | None = None,
         lookup: Lookup | None = None,
+        replays: bool = False,
     ) -> None:
         self._settings, self._system, self._max_new_tokens = settings, system, max_new_tokens
         self._metrics, self._spending = metrics, spending or Spending(settings, metrics)
-        self._key, self._lookup = _key(settings), lookup
+        self._key, self._lookup = "" if replays else _key(settings), lookup
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Endpoint:

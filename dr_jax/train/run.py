@@ -111,7 +111,14 @@ class Stage:
         """Build the reader of one world; a server that reads is opened once for all of them."""
         settings, replays = self.settings.reader, self.settings.web.tape.mode == "replay"
         if settings.kind == "openai" and self._endpoint is None:
-            opened = Endpoint(settings.endpoint, READ, settings.max_new_tokens, metrics=self.metrics, spending=self.spending)
+            opened = Endpoint(
+                settings.endpoint,
+                READ,
+                settings.max_new_tokens,
+                metrics=self.metrics,
+                spending=self.spending,
+                replays=replays,
+            )
             self._endpoint = await self._stack.enter_async_context(opened)
         other, engine = self.reading, self.actor.engine
         lasts = self._endpoint is not None or other is not None  # what the policy itself reads changes with every update
