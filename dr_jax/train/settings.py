@@ -18,7 +18,7 @@ from dr_jax.rollout.episode import EpisodeSettings
 from dr_jax.sharding.mesh import MeshSettings
 from dr_jax.train.demonstrate import Manners
 from dr_jax.train.worlds import LittlewebSettings
-from dr_jax.web.web import WebSettings
+from dr_jax.web.settings import WebSettings
 
 
 @dataclass(frozen=True, slots=True)

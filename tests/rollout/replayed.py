@@ -28,8 +28,9 @@ from dr_jax.rollout.group import run_group
 from dr_jax.rollout.record import EpisodeWriter, read_episodes
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.web.guard import AllowedHost
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 from tests.fakes import ScriptedPolicy, answer, browse, search, small_chat
 
 SIBLINGS = 16

@@ -26,7 +26,8 @@ from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.pace import PaceSettings
 from dr_jax.web.page import Page
 from dr_jax.web.render import RenderSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 from dr_jax.web.workers import ExtractSettings
 from tests.web.hostile import DEAD, DNS, HEADERS, NAMES, PAGES, PORTS, REDIRECTS, SITE, URLS, Sent
 

@@ -20,8 +20,9 @@ from dr_jax.web.gateway.settings import GatewaySettings, vet_gateway
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.page import Hit, Page, WebError
 from dr_jax.web.search.settings import ProviderSettings, ProvidersSettings
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import ReplayMiss, TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 from tests.web.conftest import Site
 from tests.web.gateways import HIT, WORLD, ToldWeb, gateways, post, quick, remote, until
 

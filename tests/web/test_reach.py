@@ -13,7 +13,8 @@ from dr_jax.web.page import Page, WebError
 from dr_jax.web.reach import Reach
 from dr_jax.web.reply import Fetched
 from dr_jax.web.search.settings import BreakerSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 from tests.web.conftest import Site
 
 QUICK = BreakerSettings(failures=6, open_s=0.1, most_s=0.2, down_s=5.0)

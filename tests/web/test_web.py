@@ -21,8 +21,9 @@ from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.pace import PaceSettings
 from dr_jax.web.page import Hit, Page, WebError
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import ReplayMiss, TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 from dr_jax.web.workers import ExtractSettings
 from tests.web.conftest import Site
 
