@@ -81,6 +81,11 @@ class RolloutSettings:
     staleness: int = 0
     failed_share: float = 0.25
 
+    @property
+    def at_once(self) -> int:
+        """How many groups are under way together."""
+        return max(1, (self.in_flight or self.groups * self.group_size) // self.group_size)
+
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(

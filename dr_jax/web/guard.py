@@ -185,7 +185,7 @@ def _parsed(text: str) -> URL | WebError:
     try:
         parsed = URL(text)
         usable = parsed.scheme in ("http", "https") and bool(parsed.raw_host) and parsed.port is not None
-    except (ValueError, UnicodeError):
+    except (ValueError, IndexError):  # the latter for `http://[]@`
         usable = False
     if not usable:
         return WebError("bad_url", f"{_short(text)} is not an address; an absolute one like https://example.org/page is needed")
