@@ -262,9 +262,16 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         return Request("POST", settings.url.rstrip("/") + "/chat/completions", headers, usual | settings.parameters)
 
+    @property
+    def _most_written(self) -> int:
+        """Tokens that a reply may have, whatever the parameters make of it."""
+        told = self._settings.parameters
+        limits = [int(told[name]) for name in ("max_completion_tokens", "max_tokens") if name in told]
+        return max([self._max_new_tokens, *limits]) * int(told.get("n", 1))
+
     async def _billed(self, asked: str) -> Reply | WebError:
         # No token is shorter than a byte.
-        most = (len(self._system.encode()) + len(asked.encode()) + _OVERHEAD, self._max_new_tokens)
+        most = (len(self._system.encode()) + len(asked.encode()) + _OVERHEAD, self._most_written)
         self._spending.reserve(*most)
         try:
             found = await self._http(asked)

@@ -153,6 +153,7 @@ class Web:
             ReplayMiss: a tape is replayed and does not hold this page.
         """
         self._metrics.add("web/open_n")
+        url = url.encode(errors="replace").decode()  # JSON can spell halves of characters, which nothing else takes
         if "local" in self._settings.order and (page := await self._of_corpus(url)) is not None:
             return self._counted(page)
         vetted = self._guard.vet_url(url)
@@ -192,7 +193,7 @@ class Web:
 
     async def keep(self, kind: str, key: str, value: Any) -> None:
         """Keep a value that JSON can hold on the tape, if there is one and it records."""
-        await self._tape.keep(_note(kind), key, Entry({}, json.dumps(value, ensure_ascii=False).encode()))
+        await self._tape.keep(_note(kind), key, Entry({}, json.dumps(value).encode()))
 
     @property
     def identity(self) -> str:
@@ -240,7 +241,7 @@ class Web:
                 shown = rendered if isinstance(rendered, WebError) else await self._read(rendered)
                 return page if isinstance(shown, WebError) else shown
         except QueueError:
-            return WebError("busy", f"{url} was not opened: too many pages are being opened")
+            raise WorldDownError(f"{url} was not opened: too many pages are being opened") from None
 
     async def _of_corpus(self, url: str) -> Page | WebError | None:
         """Return the local corpus's page at an address, or None when it has none."""
@@ -283,7 +284,7 @@ class Web:
         async def make() -> tuple[Fetched | WebError, Entry | None]:
             assert self._renderer is not None  # a tape that is replayed never comes here
             found = await self._renderer.render(fetched)
-            return found, entries.of_fetched(found, lasting=True)  # whoever replays must see it fail again
+            return found, entries.of_fetched(found)
 
         return await self._tape.once("fetch", f"{self._world}rendered {fetched.url}", make, entries.fetched)
 
