@@ -32,7 +32,8 @@ from dr_jax.littleweb.world import WorldSettings, build
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.page import Page
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 from dr_jax.web.workers import ExtractSettings
 from tests.fakes import small_chat
 

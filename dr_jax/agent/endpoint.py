@@ -183,6 +183,7 @@ class Endpoint:
         metrics: everything under `reader/`; `reader/queue` is how many messages wait for their turn.
         spending: of the run.
         lookup: from a name to its addresses; the system's by default.
+        replays: whether nothing will be asked, because all readings are on a tape that is played back: then no key is needed.
 
     Raises:
         UserError: the environment holds no key under the name that the settings give.
@@ -197,10 +198,11 @@ class Endpoint:
         metrics: Metrics,
         spending: Spending | None = None,
         lookup: Lookup | None = None,
+        replays: bool = False,
     ) -> None:
         self._settings, self._system, self._max_new_tokens = settings, system, max_new_tokens
         self._metrics, self._spending = metrics, spending or Spending(settings, metrics)
-        self._key, self._lookup = _key(settings), lookup
+        self._key, self._lookup = "" if replays else _key(settings), lookup
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Endpoint:
@@ -260,9 +262,16 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         return Request("POST", settings.url.rstrip("/") + "/chat/completions", headers, usual | settings.parameters)
 
+    @property
+    def _most_written(self) -> int:
+        """Tokens that a reply may have, whatever the parameters make of it."""
+        told = self._settings.parameters
+        limits = [int(told[name]) for name in ("max_completion_tokens", "max_tokens") if name in told]
+        return max([self._max_new_tokens, *limits]) * int(told.get("n", 1))
+
     async def _billed(self, asked: str) -> Reply | WebError:
         # No token is shorter than a byte.
-        most = (len(self._system.encode()) + len(asked.encode()) + _OVERHEAD, self._max_new_tokens)
+        most = (len(self._system.encode()) + len(asked.encode()) + _OVERHEAD, self._most_written)
         self._spending.reserve(*most)
         try:
             found = await self._http(asked)

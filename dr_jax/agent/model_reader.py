@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from dr_jax.agent.extractive import best_sentences
 from dr_jax.agent.reading import ReaderSettings, Reading, Task, segments
+from dr_jax.agent.tools import whole
 from dr_jax.base.errors import ContextFullError
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.tokens.chat import Chat
@@ -138,4 +139,4 @@ def _reply_in(text: str) -> tuple[str, bool] | None:
         return None
     if not isinstance(reply, dict) or not isinstance(reply.get("information"), str):
         return None
-    return reply["information"].strip(), reply.get("page_down") in (True, "true", "True", "yes")
+    return whole(reply["information"]).strip(), reply.get("page_down") in (True, "true", "True", "yes")

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import urldefrag
 
 from dr_jax.agent.reading import Reader, Task
 from dr_jax.agent.together import together
@@ -252,7 +251,7 @@ def _info(hit: Hit, settings: ToolSettings) -> dict[str, str]:
 
 def _recognised(url: str) -> str:
     """What two spellings of one address share: nothing of its fragment, nor a slash at its end."""
-    return urldefrag(url.strip()).url.rstrip("/") if "[" not in url else url.strip()
+    return url.strip().partition("#")[0].rstrip("/")  # not parsed: a policy writes what no parser takes
 
 
 def _texts(arguments: dict[str, Any], name: str, most: int) -> list[str] | Observation:

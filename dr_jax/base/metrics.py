@@ -36,6 +36,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._counts: dict[str, float] = defaultdict(float)
         self._gauges: dict[str, float] = {}
+        self._peaks: dict[str, float] = {}
         self._seen: dict[str, list[float]] = defaultdict(list)
         self._total: dict[str, int] = defaultdict(int)
         self._sum: dict[str, float] = defaultdict(float)
@@ -46,9 +47,10 @@ class Metrics:
             self._counts[name] += amount
 
     def gauge(self, name: str, value: float) -> None:
-        """Set a value; the last one before a drain is reported."""
+        """Set a value; the last one before a drain is reported, and the largest since the one before as `<name>_max`."""
         with self._lock:
             self._gauges[name] = value
+            self._peaks[name] = max(value, self._peaks.get(name, value))
 
     def observe(self, name: str, value: float) -> None:
         """Record one of many values whose distribution matters."""
@@ -64,7 +66,9 @@ class Metrics:
     def drain(self) -> dict[str, float]:
         """Return everything since the last drain as one flat dict, and start again."""
         with self._lock:
-            out: dict[str, float] = {**self._counts, **self._gauges}
+            peaks = {f"{name}_max": value for name, value in self._peaks.items()}
+            out: dict[str, float] = {**self._counts, **self._gauges, **peaks}
+            self._peaks.clear()
             for name, kept in self._seen.items():
                 values = np.asarray(kept)
                 out[f"{name}_mean"] = float(values.mean())

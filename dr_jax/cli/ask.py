@@ -43,7 +43,10 @@ def command(
 
         asked, episode = asyncio.run(ask(settings, question, told=told, watch=watch))
     if as_json:
-        typer.echo(json.dumps({"question": asked.text, "answer": episode.answer, "outcome": episode.outcome.value}))
+        told_of = {"question": asked.text, "answer": episode.answer, "outcome": episode.outcome.value}
+        typer.echo(json.dumps({**told_of, "failure": episode.failure}))
         return
     accepted = "" if asked.id == "asked" else f"   accepted: {' | '.join(asked.answers)}"
     console.print(f"answer: [bold]{escape(episode.answer or '-')}[/bold] ({episode.outcome.value}){accepted}", highlight=False)
+    if episode.failure:
+        console.print(f"the world failed: {escape(episode.failure)}", highlight=False)

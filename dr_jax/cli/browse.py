@@ -25,7 +25,8 @@ from dr_jax.cli.train import Json
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.page import Page, WebError
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 from dr_jax.web.workers import Extractors
 
 if TYPE_CHECKING:

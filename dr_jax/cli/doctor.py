@@ -81,7 +81,8 @@ async def _http_check() -> str:
     from dr_jax.littleweb.world import WorldSettings, build
     from dr_jax.web.guard import AllowedHost
     from dr_jax.web.page import WebError
-    from dr_jax.web.web import Web, WebSettings
+    from dr_jax.web.settings import WebSettings
+    from dr_jax.web.web import Web
 
     start = time.perf_counter()
     async with serve(build(WorldSettings(entities=200))) as site:

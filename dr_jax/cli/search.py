@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from dr_jax.cli.train import Json
 from dr_jax.web.page import Hit, WebError
-from dr_jax.web.web import WebSettings
+from dr_jax.web.settings import WebSettings
 
 if TYPE_CHECKING:
     from dr_jax.littleweb.world import WorldSettings

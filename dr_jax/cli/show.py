@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,18 +36,24 @@ def command(
 
     if not (run / "episodes.jsonl").exists():
         raise DataError(f"There are no episodes in {run}", needed="a run's directory", fix="see `ls runs`")
-    rows = [row for row in read_episodes(run / "episodes.jsonl") if not outcome or row["outcome"] == outcome]
+    rows = (row for row in read_episodes(run / "episodes.jsonl") if not outcome or row["outcome"] == outcome)
     console = Console()
     if not episode:
-        chosen = rows[-limit:]
+        count, chosen = 0, deque[dict[str, Any]](maxlen=limit)
+        for row in rows:
+            chosen.append(row)
+            count += 1
         if as_json:
             typer.echo(json.dumps([_brief(row) for row in chosen]))
         else:
-            console.print(_listing(chosen, f"{len(chosen)} of {len(rows)} episodes in {run}"))
+            console.print(_listing(chosen, f"{len(chosen)} of {count} episodes in {run}"))
         return
-    found = [row for row in rows if row["id"] == episode]
+    last, found = deque[str](maxlen=5), list[dict[str, Any]]()
+    for row in rows:
+        last.append(row["id"])
+        found = [row] if row["id"] == episode else found
     if not found:
-        some = ", ".join(row["id"] for row in rows[-5:])
+        some = ", ".join(last)
         raise DataError(
             f"There is no episode {episode!r} in {run}", needed=f"an id such as {some}", fix="list them without an id"
         )
@@ -56,22 +64,23 @@ def command(
 
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row.get(key) for key in ("id", "step", "outcome", "rewards", "answer", "question")}
+    return {key: row.get(key) for key in ("id", "step", "outcome", "failure", "rewards", "answer", "question")}
 
 
-def _listing(rows: list[dict[str, Any]], title: str) -> Table:
+def _listing(rows: Iterable[dict[str, Any]], title: str) -> Table:
     table = Table(title=title, title_justify="left", show_lines=True)
     for name in ("update", "reward", "calls"):
         table.add_column(name, justify="right")
     for name, share in (("id, question", 3), ("outcome: answer, accepted", 2)):
         table.add_column(name, overflow="fold", ratio=share)
     for row in rows:
+        accepted = " | ".join(row["answers"])
         table.add_row(
             str(row.get("step", "")),
             f"{sum(row['rewards'].values()):+.2f}" if row["rewards"] else "-",
             str(len(row["tools"])),
             Text(f"{row['id']}\n").append(row["question"], style="bold"),
-            Text(f"{row['outcome']}: {row['answer'] or '-'}\n").append(" | ".join(row["answers"]), style="dim"),
+            Text(f"{row['outcome']}: {row['answer'] or row['failure'] or '-'}\n").append(accepted, style="dim"),
         )
     return table
 

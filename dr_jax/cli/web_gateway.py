@@ -19,7 +19,8 @@ from dr_jax.cli.train import Json
 from dr_jax.train.worlds import LittlewebSettings, way_out, world_name
 from dr_jax.web.gateway.server import Served, refuse_open_door, serve_gateway
 from dr_jax.web.search.budget import Budget
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 
 
 @dataclass(frozen=True, slots=True)

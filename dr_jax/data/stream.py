@@ -39,9 +39,11 @@ class _Epoch:
     returned: deque[str] = field(default_factory=deque)
     failures: dict[str, int] = field(default_factory=dict)
     by_id: dict[str, Question] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.by_id = {question.id: question for question in self.order}
+        self.places = {question.id: place for place, question in enumerate(self.order)}
 
     def draw(self) -> Question | None:
         """The next question of the order, then those that were given back; None when all are out."""
@@ -100,6 +102,15 @@ class Stream:
                 if question is not None:
                     return Draw(question, number)
             self._begin()
+
+    def place(self, question_id: str) -> tuple[int, int]:
+        """Return the epoch of a question in flight, and its place in that epoch's order.
+
+        Raises:
+            ValueError: the question is not in flight.
+        """
+        epoch = self._epoch_of(question_id)
+        return next(number for number, one in self._open.items() if one is epoch), epoch.places[question_id]
 
     def mark_trained(self, question_id: str) -> None:
         """Say that a drawn question was used (trained on, or dropped on purpose): it is not drawn again in its epoch.

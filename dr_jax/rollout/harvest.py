@@ -13,7 +13,7 @@ from dr_jax.base.trace import logger
 from dr_jax.tokens.trajectory import Group
 
 _LOG = logger(__name__)
-_LOST = 3  # times as many groups as an update takes may be lost in a row
+_LOST = 3  # times as many groups may be lost in a row as are under way together, or as an update takes
 
 
 class Harvest:
@@ -22,10 +22,12 @@ class Harvest:
     Args:
         size: of an update, in groups.
         metrics: counts `rollout/lost_groups`.
+        at_once: how many groups are under way together: a single outage may take all of them.
     """
 
-    def __init__(self, size: int, metrics: Metrics) -> None:
+    def __init__(self, size: int, metrics: Metrics, *, at_once: int = 0) -> None:
         self._size, self._metrics = size, metrics
+        self._most = _LOST * max(size, at_once)
         self.waiting: list[Group] = []
         self._lost: list[Group] = []
         self._in_a_row = 0
@@ -50,11 +52,15 @@ class Harvest:
         self._metrics.add("rollout/lost_groups")
         why = next((episode.failure for episode in group.episodes if episode.failure), "unknown")
         _LOG.warning("the world failed the episodes of question %s, which is asked again: %s", group.question_id, why)
-        if self._in_a_row >= _LOST * self._size:
+        if self._in_a_row >= self._most:
             raise WorldDownError(
                 f"The world failed {self._in_a_row} groups of episodes in a row, at last because: {why}. "
                 "Nothing was trained on; `--resume` goes on when it is back."
             )
+
+    def world_is_back(self) -> None:
+        """Begin to count anew: what was lost, was lost to an outage that was noticed and is over."""
+        self._in_a_row = 0
 
     def take(self) -> list[Group]:
         """Hand out the groups of one update, and after them all that were lost meanwhile."""

@@ -62,7 +62,7 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
             directory / "episodes.jsonl", run.actor.chat.tokenizer.decode, keep_below=done.step + 1 if resume else None
         ) as episodes:
             await _loop(run, done, report, episodes, told)
-        summary = _summary(settings, done)
+        summary = {**_summary(settings, done), "metrics": run.metrics.drain()}  # of the last evaluation
         report.summary(summary)
         states.export(directory, run.actor.sizes, run.state.weights, run.actor.chat.tokenizer)
     return summary
@@ -91,9 +91,11 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
                 told("step", done.step, numbers)
                 if run.settings.checkpoint.every and done.step % run.settings.checkpoint.every == 0:
                     states.save(run, done)
+                states.note(run, done)
         done.after = await _measure(run, done.step, told)
     finally:
         done.wall_s = time.perf_counter() - clock
+        states.note(run, done)
         if done.step:
             states.save(run, done)
             told("saved", done.step, {"directory": str(run.directory)})

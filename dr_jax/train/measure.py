@@ -40,16 +40,18 @@ async def measure(settings: Settings, *, told: Told) -> dict[str, Any]:
     async with opened_stage(settings, metrics, told) as (stage, _):
         questions = eval_questions(settings, (await stage.place("eval")).drawn, alone=True)
         stage.warm_up(lambda name, done, count: told("compiling", done, {"count": count}))
-        episodes = await stage.evaluate(questions, lambda n: told("evaluating", n, {"count": len(questions)}))
-        found = score(questions, episodes).tree()
-        found["mismatch_max"] = mismatch(settings, stage.actor, episodes)
         directory = Path(settings.out) / f"{settings.name}-eval"
         directory.mkdir(parents=True, exist_ok=True)
-        with EpisodeWriter(directory / "episodes.jsonl", stage.actor.chat.tokenizer.decode) as writer:
-            for question, episode in zip(questions, episodes, strict=True):
-                writer.write(episode, question)
         write_json(directory / "config.json", to_tree(settings))
-        write_json(directory / "summary.json", {"eval": found})
+        with EpisodeWriter(directory / "episodes.jsonl", stage.actor.chat.tokenizer.decode) as writer:
+            episodes = await stage.evaluate(
+                questions,
+                lambda n: told("evaluating", n, {"count": len(questions)}),
+                lambda question, episode: writer.write(episode, question),
+            )
+        found = score(questions, episodes).tree()
+        found["mismatch_max"] = mismatch(settings, stage.actor, episodes)
+        write_json(directory / "summary.json", {"eval": found, "metrics": metrics.drain()})
     return found
 
 

@@ -55,10 +55,10 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 2) -> None:
     """Write an object so that a reader sees the old file or the new one, never half of it."""
     partial = path.with_suffix(".partial")
-    partial.write_text(redacted(json.dumps(content, indent=2, ensure_ascii=False, default=str)) + "\n", encoding="utf-8")
+    partial.write_text(redacted(json.dumps(content, indent=indent, ensure_ascii=False, default=str)) + "\n", encoding="utf-8")
     partial.replace(path)
 
 

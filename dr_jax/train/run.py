@@ -7,6 +7,7 @@ Fails: before anything long starts, with what to change
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ from dr_jax.web.search.budget import Budget
 
 Told = Callable[[str, int, dict[str, Any]], None]
 _TRIES = 3  # at a question of an evaluation
+_WAITED_S = 0.5  # who waits longer for the world has waited for an outage to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,14 @@ class Stage:
         """Build the reader of one world; a server that reads is opened once for all of them."""
         settings, replays = self.settings.reader, self.settings.web.tape.mode == "replay"
         if settings.kind == "openai" and self._endpoint is None:
-            opened = Endpoint(settings.endpoint, READ, settings.max_new_tokens, metrics=self.metrics, spending=self.spending)
+            opened = Endpoint(
+                settings.endpoint,
+                READ,
+                settings.max_new_tokens,
+                metrics=self.metrics,
+                spending=self.spending,
+                replays=replays,
+            )
             self._endpoint = await self._stack.enter_async_context(opened)
         other, engine = self.reading, self.actor.engine
         lasts = self._endpoint is not None or other is not None  # what the policy itself reads changes with every update
@@ -147,8 +156,22 @@ class Stage:
         attempt = Attempt(self.settings.seed, 0, "eval")
         return await run_episode(question, place.actors, settings, attempt, watch=watch)
 
-    async def evaluate(self, questions: Sequence[Question], told: Callable[[int], None]) -> list[Episode]:
-        """Attempt every question in the held-out world, in the questions' order: once, or again when the world failed it."""
+    async def evaluate(
+        self,
+        questions: Sequence[Question],
+        told: Callable[[int], None],
+        ended: Callable[[Question, Episode], None] = lambda question, episode: None,
+    ) -> list[Episode]:
+        """Attempt every question in the held-out world: once, or again when the world failed it.
+
+        Args:
+            questions: what is asked.
+            told: how many have ended.
+            ended: told each question with its episode as it ends.
+
+        Returns:
+            Episodes in the questions' order.
+        """
         place = await self.place("eval")
         settings = replace(self.settings.episode, temperature=self.settings.eval.temperature)
 
@@ -158,6 +181,7 @@ class Stage:
                 episode = await self.attempt(question, place, settings)
                 if episode.outcome is not Outcome.WORLD_FAILED:
                     break
+            ended(question, episode)
             return episode
 
         return await in_order(list(questions), once, at_once=self.settings.eval.in_flight, done=told)
@@ -195,7 +219,7 @@ class Run(Stage):
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh)
         self.stream = Stream(list(questions), settings.seed)
-        self.harvest = Harvest(settings.rollout.groups, self.metrics)
+        self.harvest = Harvest(settings.rollout.groups, self.metrics, at_once=settings.rollout.at_once)
 
     def write_to(self, directory: Path, *, resume: bool) -> None:
         """Name the directory of the run and open its checkpoints.
@@ -227,21 +251,22 @@ class Run(Stage):
         Raises:
             WorldDownError: the world fails one group after another, or has been down for too long.
         """
-        settings = self.settings.rollout
-        at_once = max(1, (settings.in_flight or settings.groups * settings.group_size) // settings.group_size)
+        settings, harvest = self.settings.rollout, self.harvest
         if not settings.staleness:
             while True:
-                while missing := self.harvest.missing:
+                while missing := harvest.missing:
                     draws = [self.stream.next() for _ in range(missing)]
-                    for group in await in_order(draws, self._group, at_once=at_once):
-                        self.harvest.add(group)
-                yield self.harvest.take()
-        async with aclosing(finished(self._draws(), self._group, at_once=at_once)) as ended:
+                    async with aclosing(finished(draws, self._group, at_once=settings.at_once)) as ended:
+                        async for _, group in ended:
+                            harvest.add(group)
+                harvest.waiting.sort(key=lambda group: self.stream.place(group.question_id))
+                yield harvest.take()
+        async with aclosing(finished(self._draws(), self._group, at_once=settings.at_once)) as ended:
             async for _, group in ended:
-                self.harvest.add(group)
+                harvest.add(group)
                 self._give_back_stale()
-                if not self.harvest.missing:
-                    yield self.harvest.take()
+                if not harvest.missing:
+                    yield harvest.take()
 
     def settle(self, groups: Sequence[Group]) -> None:
         """Tell the stream what became of these groups' questions: trained on, or to be drawn again."""
@@ -252,7 +277,10 @@ class Run(Stage):
                 self.stream.give_back(group.question_id)
 
     async def _group(self, draw: Draw) -> Group:
+        start = time.monotonic()
         await self._train.healthy()
+        if time.monotonic() - start > _WAITED_S:
+            self.harvest.world_is_back()
         group = await run_group(
             draw.question,
             self._train.actors,
@@ -271,7 +299,7 @@ class Run(Stage):
     def _give_back_stale(self) -> None:
         oldest = self.version - self.settings.rollout.staleness
         waiting = self.harvest.waiting
-        for group in [one for one in waiting if (one.oldest_version or 0) < oldest]:
+        for group in [one for one in waiting if one.oldest_version is not None and one.oldest_version < oldest]:
             waiting.remove(group)
             self.stream.give_back(group.question_id, failed=False)
             self.metrics.add("rollout/stale_groups")

@@ -18,7 +18,7 @@ from dr_jax.rollout.episode import EpisodeSettings
 from dr_jax.sharding.mesh import MeshSettings
 from dr_jax.train.demonstrate import Manners
 from dr_jax.train.worlds import LittlewebSettings
-from dr_jax.web.web import WebSettings
+from dr_jax.web.settings import WebSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,11 @@ class RolloutSettings:
     in_flight: int = 0
     staleness: int = 0
     failed_share: float = 0.25
+
+    @property
+    def at_once(self) -> int:
+        """How many groups are under way together."""
+        return max(1, (self.in_flight or self.groups * self.group_size) // self.group_size)
 
     def __post_init__(self) -> None:
         if self.group_size < 2:

@@ -1,7 +1,7 @@
 """What a run has to remember to go on as if it had not stopped.
 
 In:    the run's device state, its stream of questions, its finished but untrained groups
-Out:   checkpoints, and `Progress`: where the run is and what it has measured
+Out:   checkpoints; beside them `progress.json`, the host's part alone, newer; `Progress`: where the run is, what it measured
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dr_jax.model.sizes import Sizes
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.tokens.trajectory import Episode, Group
+from dr_jax.train.report import write_json
 from dr_jax.train.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _log = logger(__name__)
 _GROUPS = TypeAdapter(list[Group])
+_NOTED = "progress.json"
 
 
 @dataclass(slots=True)
@@ -56,28 +58,46 @@ class Progress:
 
 def save(run: Run, progress: Progress) -> None:
     """Begin to write a checkpoint of this step."""
-    host = {
+    run.checkpoints.save(progress.step, run.state, _host(run, progress))
+
+
+def note(run: Run, progress: Progress) -> None:
+    """Write down what the host knows: what was spent and finished since the checkpoint of this step, too, must not be lost."""
+    write_json(run.directory / _NOTED, _host(run, progress), indent=None)
+
+
+def _host(run: Run, progress: Progress) -> dict[str, Any]:
+    return {
         "progress": asdict(progress),
         "stream": run.stream.state(),
         "spent": {"queries": run.budget.queries, "money": run.budget.money},
         "read": {"calls": run.spending.calls, "tokens": run.spending.tokens, "money": run.spending.money},
         "waiting": _GROUPS.dump_python(list(run.harvest.waiting), mode="json"),
     }
-    run.checkpoints.save(progress.step, run.state, host)
 
 
 def restore(run: Run) -> Progress:
-    """Put a run back where its newest readable checkpoint left it; a run without one starts at the beginning."""
-    found = run.checkpoints.restore(run.state)
-    if found is None:
-        _log.warning("there is no checkpoint in %s yet: starting from the first step", run.directory)
-        return Progress()
-    run.state, host = found
+    """Put a run back where it was left: the weights of its newest readable checkpoint, or the first ones; and what the host
+    noted, if that is of the same step. What was spent stays spent, whatever step is gone back to.
+    """
+    found, path = run.checkpoints.restore(run.state), run.directory / _NOTED
+    noted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    host = None
+    if found is not None:
+        run.state, host = found
+        run.adopt()
+    else:
+        _log.warning("there is no checkpoint in %s yet: starting with the first weights", run.directory)
+    if noted is not None and noted["progress"]["step"] == (host["progress"]["step"] if host else 0):
+        host = noted
+    spent = [one for one in (host, noted) if one is not None]
+    for budget, key in ((run.budget, "spent"), (run.spending, "read")):
+        for name in _host(run, Progress())[key]:
+            setattr(budget, name, max((one[key][name] for one in spent), default=0))
+    if host is None:
+        return Progress(before=noted["progress"]["before"] if noted else None)
     run.harvest.waiting[:] = _GROUPS.validate_python(host["waiting"])
     run.stream.restore(host["stream"], held=[group.question_id for group in run.harvest.waiting])
-    run.budget.queries, run.budget.money = host["spent"]["queries"], host["spent"]["money"]
-    run.spending.calls, run.spending.tokens, run.spending.money = (host["read"][name] for name in ("calls", "tokens", "money"))
-    run.adopt()
     return Progress(**host["progress"])
 
 

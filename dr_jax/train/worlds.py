@@ -21,7 +21,8 @@ from dr_jax.web.gateway.client import RemoteWeb
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.search.budget import Budget
 from dr_jax.web.search.catalogue import remembered_as
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 
 AnyWeb = Web | RemoteWeb
 

@@ -30,15 +30,13 @@ def hits(entry: Entry) -> Hits | WebError:
     return WebError(**content) if isinstance(content, dict) else tuple(Hit(**hit) for hit in content)
 
 
-def of_fetched(found: Fetched | WebError, *, lasting: bool = False) -> Entry:
-    """Return fetched bytes as they are remembered; half a page, and an error that may pass, for a replay only.
+_OURS = frozenset({"refused", "blocked", "robots"})  # refusals that are of these settings, and not of the page
 
-    Args:
-        found: what was fetched.
-        lasting: whether every error is.
-    """
+
+def of_fetched(found: Fetched | WebError) -> Entry:
+    """Return fetched bytes as they are remembered; half a page, and an error that may pass elsewhere, for a replay only."""
     if isinstance(found, WebError):
-        return Entry(encoded(found), error=True, passing=not (lasting or found.lasting))
+        return Entry(encoded(found), error=True, passing=not found.lasting or found.kind in _OURS)
     meta = {name: value for name, value in asdict(found).items() if name != "body"}
     return Entry(meta, found.body, passing=found.broken)
 

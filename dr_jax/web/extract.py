@@ -45,7 +45,9 @@ _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _NOISE = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufffd]")
-_FEED = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,2000}?-->\s*|<\?[^>]{0,300}>\s*)*<(?:rss|feed|rdf:RDF)\b", re.DOTALL)
+_FEED = re.compile(
+    r"\s*(?:<\?xml[^>]*>\s*)?(?>(?:<!--(?:(?!-->).){0,2000}-->|<\?[^>]{0,300}>)\s*)*<(?:rss|feed|rdf:RDF)\b", re.DOTALL
+)
 # From the root, or from a host, and nothing to be resolved in it: no dots between slashes, no brackets, no spaces.
 _PLAIN = re.compile(r"(?:https?://[a-z0-9.-]+)?(?:/[^\s./\\\[\]][^\s/\\\[\]]*)+/?")
 _ENOUGH = 0.5  # share of the text without frame that is not worth a second look
@@ -134,23 +136,33 @@ def _read_markup(body: bytes, url: str, content_type: str, charset: str) -> _Rea
 
 
 def _read_html(markup: str, url: str) -> _Read:
-    parser = HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
+    parser, seen = HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True), _seen(markup).encode()
     try:
-        root = document_fromstring(_seen(markup).encode(), parser=parser)
+        root = _parsed(seen, parser)
     except etree.ParserError:  # there is nothing in it
         return _Read("", "")
-    _join(root)
     title, links, told = _title(root), _links(root, url), notice.linked_data(root)
     date, wall, scripts = notice.published(root, told), notice.walled(root, markup), root.find(".//script") is not None
     if any("depth" in error.message for error in parser.error_log):  # libxml2 dropped the rest: read it as flat text
         return _Read(title, BeautifulSoup(markup, "lxml").get_text("\n", strip=True), links, date)
     strip(root)
     asks = notice.asks(root)
-    text = _untitled(_main(root), title) or notice.article_body(told)
+    text = _untitled(_main(root, seen), title) or notice.article_body(told)
     walled = notice.only_begins(text, told, asks=asks, wall=wall)
     if walled:
         text = notice.unasked(text)
     return _Read(title, text, links, date, walled=walled, needs_scripts=scripts and notice.needs_scripts(text))
+
+
+def _parsed(seen: bytes, parser: HTMLParser) -> HtmlElement:
+    """Parse a page.
+
+    Raises:
+        etree.ParserError: there is nothing in it.
+    """
+    root = document_fromstring(seen, parser=parser)
+    _join(root)
+    return root
 
 
 def _join(root: HtmlElement) -> None:
@@ -171,13 +183,12 @@ def _join(root: HtmlElement) -> None:
                 body.insert(0, moved)
 
 
-def _main(root: HtmlElement) -> str:
-    """Return the main text of a stripped page; the tree is used up.
+def _main(root: HtmlElement, seen: bytes) -> str:
+    """Return the main text of a stripped page; the tree is used up, and parsed again where it is needed whole.
 
     trafilatura gets the page with its frame, by which it was tuned; what is left without the frame tells whether there is
     anything to choose from, and is the answer where trafilatura has none.
     """
-    whole = copy.deepcopy(root)
     trim(root)
     trimmed = copy.deepcopy(root)
     unframe(root)
@@ -186,14 +197,14 @@ def _main(root: HtmlElement) -> str:
         return "\n".join(lines(core(root)))
     found = list(tables(root))
     tabular = sum(len(row) for table in found for row in table.rows) > _TABULAR * size
-    main = "" if tabular else _of_trafilatura(trimmed, whole, size)
+    main = "" if tabular else _of_trafilatura(trimmed, seen, size)
     if len(main) < _LITTLE:
         return "\n".join(lines(core(root)))
     lost = [row for table in found if table.belongs and not _tells(main, table.rows) for row in table.rows]
     return "\n".join((main, *lost))
 
 
-def _of_trafilatura(trimmed: HtmlElement, whole: HtmlElement, size: int) -> str:
+def _of_trafilatura(trimmed: HtmlElement, seen: bytes, size: int) -> str:
     """Return what trafilatura takes for the main text; `benchmarks/extraction.py` compares its modes.
 
     Its fast mode is its own rules. Where they give less than half of what is there, its slow mode may say better: it takes
@@ -201,6 +212,8 @@ def _of_trafilatura(trimmed: HtmlElement, whole: HtmlElement, size: int) -> str:
     """
     main = extract_main(trimmed, options=_FAST) or ""
     if len(main) < _ENOUGH * size:
+        whole = _parsed(seen, HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True))
+        strip(whole)
         main = extract_main(whole, options=_SLOW) or ""
     kept = (line for line in main.splitlines() if not _RULE.match(line))
     return "\n".join(line.strip("| ") if line.startswith("|") else line for line in kept)
@@ -235,9 +248,10 @@ def _links(root: HtmlElement, url: str) -> tuple[tuple[str, str], ...]:
     for anchor in root.iter("a"):
         if len(found) == _MAX_LINKS:
             break
-        address = _absolute(base, anchor.get("href") or "")
+        href = anchor.get("href")
+        address = _absolute(base, href) if href else ""
         if address and address != url and not found.get(address):
-            found[address] = _line(_text(anchor) if len(anchor) else anchor.text or "")[:200]
+            found[address] = _line("".join(anchor.itertext()) if len(anchor) else anchor.text or "")[:200]
     return tuple((text, address) for address, text in found.items())
 
 

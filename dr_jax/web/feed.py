@@ -7,6 +7,7 @@ Holds: no entity is expanded and nothing is loaded
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lxml import etree, html
 
 from dr_jax.web.visible import lines
 
+_REFERENCE = re.compile(r"&#([xX][0-9a-fA-F]{1,6}|[0-9]{1,7});")
 _ROOTS = {"rss", "feed", "RDF"}
 _ENTRIES = {"item", "entry"}
 _SAYS = ("encoded", "content", "description", "summary")  # the first of them that an entry has
@@ -36,7 +38,7 @@ def read(markup: str) -> Feed | None:
     """Read a feed, or return None when this is none."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True, huge_tree=False, encoding="utf-8")
     try:
-        root = etree.fromstring(markup.lstrip().encode(), parser)
+        root = etree.fromstring(_REFERENCE.sub(_character, markup.lstrip()).encode(errors="replace"), parser)
     except etree.XMLSyntaxError:
         return None
     if root is None or _name(root) not in _ROOTS:
@@ -51,8 +53,15 @@ def read(markup: str) -> Feed | None:
     return Feed(_line(_said(channel, ("title",))), "\n\n".join(filter(None, blocks)), tuple(links), _date(channel))
 
 
+def _character(reference: re.Match[str]) -> str:
+    """Replace references to halves of characters, which lxml takes and cannot say."""
+    text = reference.group(1)
+    code = int(text[1:], 16) if text[0] in "xX" else int(text)
+    return "\ufffd" if 0xD800 <= code <= 0xDFFF else reference.group()
+
+
 def _name(node: etree._Element) -> str:
-    return etree.QName(node).localname if isinstance(node.tag, str) else ""
+    return node.tag.rpartition("}")[2] if isinstance(node.tag, str) else ""
 
 
 def _children(node: etree._Element, names: tuple[str, ...]) -> Iterator[etree._Element]:

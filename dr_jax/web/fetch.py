@@ -25,6 +25,7 @@ import aiohttp
 import stamina
 from yarl import URL
 
+from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.guard import Guard, GuardedResolver, Lookup
 from dr_jax.web.inflate import ACCEPTED, EncodingError, inflate
@@ -245,7 +246,7 @@ class Fetcher:
                     self._metrics.add(f"web/{ask.counted}_n")
                     found = await self._hop(ask, vetted)
             except QueueError:
-                return WebError("busy", f"{vetted} was not asked: too many requests for its host are waiting")
+                raise WorldDownError(f"{vetted} was not asked: too many requests for its host are waiting") from None
             except TimeoutError:
                 raise AgainError(WebError("timeout", f"{vetted} did not answer in time")) from None
             except (aiohttp.ClientError, OSError) as error:
@@ -297,7 +298,7 @@ class Fetcher:
         if not ask.service and not ask.takes(kind):
             return WebError("unsupported", f"{url} is {kind}, which is not read; only HTML, text, JSON, feeds and PDF are")
         wire, over, broken = await self._read(response)
-        encoding, cap = response.headers.get("Content-Encoding", ""), self._settings.body_bytes
+        encoding, cap = ", ".join(response.headers.getall("Content-Encoding", ())), self._settings.body_bytes
         try:
             if encoding:  # off the event loop: few bytes can stand for many, or for much work
                 unpack = functools.partial(inflate, wire, encoding, cap)

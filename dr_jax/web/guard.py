@@ -135,7 +135,7 @@ class GuardedResolver(AbstractResolver):
 
     def __init__(self, guard: Guard, lookup: Lookup | None = None) -> None:
         self._guard = guard
-        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="lookup")  # idle until the first name
+        self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="lookup")  # started on need; some names hang
         self._lookup = lookup or self._system
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
@@ -185,7 +185,7 @@ def _parsed(text: str) -> URL | WebError:
     try:
         parsed = URL(text)
         usable = parsed.scheme in ("http", "https") and bool(parsed.raw_host) and parsed.port is not None
-    except (ValueError, UnicodeError):
+    except (ValueError, IndexError):  # the latter for `http://[]@`
         usable = False
     if not usable:
         return WebError("bad_url", f"{_short(text)} is not an address; an absolute one like https://example.org/page is needed")

@@ -140,7 +140,7 @@ def article_body(linked: str) -> str:
         text = str(json.loads(f'"{found.group(1)}"', strict=False)) if found else ""
     except ValueError:
         return ""
-    return re.sub(r"<[^<>]{1,200}>", " ", unescape(text))
+    return re.sub(r"<[^<>]{1,200}>", " ", unescape(text)).encode(errors="replace").decode()  # half characters
 
 
 def _of_the_page(time: HtmlElement) -> bool:

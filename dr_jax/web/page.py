@@ -19,7 +19,7 @@ Kind = Literal[
     "not_found",  # 404, 410
     "denied",  # 401, 402, 403, 451: login or payment
     "http",  # another status that is not success
-    "busy",  # 429, or our own queue for that host is too long
+    "busy",  # 429
     "server",  # 5xx, after retries
     "timeout",  # too slow, after a retry
     "unreachable",  # no such host, connection refused or broken, bad certificate

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -34,8 +36,11 @@ _LIMITS = get_configuration().with_overwrites(
     jbig2dec_binary=None,  # pictures are not read, and no program is started
     disable_legacy_handling=True,
 )
-# pypdf meets broken files with errors of every kind
-_BROKEN_FILE = (PyPdfError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError)
+# pypdf meets broken files with errors of every kind; MemoryError is not among them: it ends the worker's task
+_BROKEN_FILE = (
+    PyPdfError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError,
+    struct.error, zlib.error,
+)  # fmt: skip
 _MAX_FAILURES = 3  # pages that may be broken before the rest is given up
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of every irregularity that it reads over
 

@@ -24,8 +24,11 @@ from dr_jax.web.search.breaker import Breaker
 from dr_jax.web.search.settings import BreakerSettings
 
 _UNANSWERED = frozenset({"unreachable", "timeout", "server"})
+# Only a page, or one of these, shows that there is a network; what was refused here, or is known already, shows nothing.
+_ANSWERED = frozenset({"not_found", "denied", "http", "unsupported", "redirects", "busy"})
 _HOSTS = 3  # that fail in a row, with nothing from any other in between
 _TRIED = 4  # pages that are tried at once
+_KEPT = 16  # failing hosts
 Get = Callable[[str], Awaitable[Fetched | WebError]]
 
 
@@ -42,7 +45,8 @@ class Reach:
         self._settings, self._get = settings, get
         self._breaker = Breaker("pages", settings, metrics, under="web")
         self._seen: OrderedDict[str, str] = OrderedDict()  # the last page that answered, by host
-        self._failing: list[str] = []  # in a row
+        self._failing: OrderedDict[str, str] = OrderedDict()  # the last page that failed, by host
+        self._in_a_row = 0
         self._recovery = Recovery("way to web pages", self, self._probe, settings.down_s, metrics, "web/pages_down")
 
     async def asked(self, url: str, get: Callable[[], Awaitable[Fetched | WebError]]) -> Fetched | WebError:
@@ -61,13 +65,16 @@ class Reach:
         if ticket is None:
             raise self._down()
         found = await get()
-        if not isinstance(found, WebError) or found.kind not in _UNANSWERED:
+        if not isinstance(found, WebError) or found.kind in _ANSWERED:
             self._remember(url)
             return found
-        self._failing.append(url)
-        if len(self._failing) >= self._settings.failures and len({_host(one) for one in self._failing}) >= _HOSTS:
-            why = f"the last {len(self._failing)} pages could not be reached, at last because {found.message}"
-            del self._failing[:-_TRIED]
+        if found.kind not in _UNANSWERED:
+            return found
+        self._in_a_row += 1
+        _put(self._failing, url, _KEPT)
+        if self._in_a_row >= self._settings.failures and len(self._failing) >= _HOSTS:
+            why = f"the last {self._in_a_row} pages could not be reached, at last because {found.message}"
+            self._in_a_row = 0
             self._breaker.failed(ticket, why, for_s=0.0)
         if self.down:  # it may have become so while this page was asked
             raise self._down()
@@ -104,12 +111,12 @@ class Reach:
         return WorldDownError(f"No web page can be reached: {self._breaker.why or 'it is being tried'}")
 
     def _remember(self, url: str) -> None:
+        self._forget()
+        _put(self._seen, url, _TRIED)
+
+    def _forget(self) -> None:
         self._failing.clear()
-        host = _host(url)
-        self._seen[host] = url
-        self._seen.move_to_end(host)
-        while len(self._seen) > _TRIED:
-            self._seen.popitem(last=False)
+        self._in_a_row = 0
 
     async def _probe(self) -> None:
         """Try some pages at once; any answer means that it is over."""
@@ -117,11 +124,11 @@ class Reach:
         if ticket is None:
             return
         try:
-            tried = list(self._seen.values()) or self._failing[-_TRIED:]
+            tried = list(self._seen.values()) or list(self._failing.values())[-_TRIED:]
             found = await asyncio.gather(*(self._get(url) for url in tried))
-            failed = [one for one in found if isinstance(one, WebError) and one.kind in _UNANSWERED]
+            failed = [one for one in found if isinstance(one, WebError) and one.kind not in _ANSWERED]
             if len(failed) < len(found):
-                self._failing.clear()
+                self._forget()
                 self._breaker.went_well(ticket)
             else:
                 self._breaker.failed(ticket, failed[0].message)
@@ -131,3 +138,11 @@ class Reach:
 
 def _host(url: str) -> str:
     return URL(url).raw_host or ""
+
+
+def _put(pages: OrderedDict[str, str], url: str, most: int) -> None:
+    host = _host(url)
+    pages[host] = url
+    pages.move_to_end(host)
+    while len(pages) > most:
+        pages.popitem(last=False)

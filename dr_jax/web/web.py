@@ -17,111 +17,32 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.web import entries
-from dr_jax.web.blocklist import Blocklist, BlockSettings
+from dr_jax.web.blocklist import Blocklist
 from dr_jax.web.entries import Hits
-from dr_jax.web.fetch import Fetcher, FetchSettings
-from dr_jax.web.gateway.settings import GatewaySettings, vet_gateway
+from dr_jax.web.fetch import Fetcher
 from dr_jax.web.guard import AllowedHost, Guard, Lookup
 from dr_jax.web.once import Once
-from dr_jax.web.pace import Pace, PaceSettings, QueueError
+from dr_jax.web.pace import Pace, QueueError
 from dr_jax.web.page import FORM, HTML, Page, WebError
 from dr_jax.web.reach import Reach
-from dr_jax.web.render import Renderer, RenderSettings
+from dr_jax.web.render import Renderer
 from dr_jax.web.reply import Fetched
 from dr_jax.web.search.budget import Budget
 from dr_jax.web.search.catalogue import remembered_as, templates
 from dr_jax.web.search.desk import Desk
 from dr_jax.web.search.local import at_home
 from dr_jax.web.search.provider import vet_query
-from dr_jax.web.search.settings import (
-    NAMES,
-    BreakerSettings,
-    BudgetSettings,
-    LocalSettings,
-    ProvidersSettings,
-    SearchSettings,
-)
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import Entry, TapeSettings
 from dr_jax.web.tape.tape import Tape
-from dr_jax.web.workers import Extractors, ExtractSettings
+from dr_jax.web.workers import Extractors
 
 Found = TypeVar("Found", bound="Hits | Page | WebError")
-
-
-@dataclass(frozen=True, slots=True)
-class WebSettings:
-    """The way out to the web.
-
-    Args:
-        search: the search provider, or several in the order in which they are asked until one answers: `littleweb` (the
-            embedded one), `local` (texts of yours), `searxng` (a server of yours), or, each with a key in the environment,
-            `serper`, `brave`, `tavily`, `google`.
-        results: hits that a search returns at most.
-        search_s: for one search, at all providers, retries included.
-        provider: address, rate and price of each provider.
-        local: the texts that `local` searches.
-        budget: what searching may cost.
-        breaker: when a provider that fails is left alone, and likewise all pages together.
-        open_s: for one page, retries and extraction included.
-        memory_mb: of pages and results kept in memory, so that siblings share them.
-        fetch: limits of one request.
-        pace: how much is asked.
-        extract: the processes that read pages.
-        block: what is neither found nor opened, lest the run looks up what it is measured by.
-        render: whether scripts of pages are run.
-        tape: what is remembered on disk.
-        gateways: addresses (`http://host:port`) of gateways through which everything is asked, spelled alike wherever they are
-            named; what searching may cost and what is remembered is theirs then, and no key is needed here. None: this process
-            has a way out of its own.
-        gateway: how they are served and asked.
-    """
-
-    search: str | tuple[str, ...] = "littleweb"
-    results: int = 10
-    search_s: float = 60.0
-    provider: ProvidersSettings = field(default_factory=ProvidersSettings)
-    local: LocalSettings = field(default_factory=LocalSettings)
-    budget: BudgetSettings = field(default_factory=BudgetSettings)
-    breaker: BreakerSettings = field(default_factory=BreakerSettings)
-    open_s: float = 120.0
-    memory_mb: int = 64
-    fetch: FetchSettings = field(default_factory=FetchSettings)
-    pace: PaceSettings = field(default_factory=PaceSettings)
-    extract: ExtractSettings = field(default_factory=ExtractSettings)
-    block: BlockSettings = field(default_factory=BlockSettings)
-    render: RenderSettings = field(default_factory=RenderSettings)
-    tape: TapeSettings = field(default_factory=TapeSettings)
-    gateways: tuple[str, ...] = ()
-    gateway: GatewaySettings = field(default_factory=GatewaySettings)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.results <= 100:
-            raise ValueError(f"results is {self.results}; 1 to 100 are needed")
-        for name in ("search_s", "open_s", "memory_mb"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
-        if not self.order or len(set(self.order)) < len(self.order) or not set(self.order) <= set(NAMES):
-            raise ValueError(f"search is {self.search!r}; one of {', '.join(NAMES)}, or several different ones, are needed")
-        if len({vet_gateway(one) for one in self.gateways}) < len(self.gateways):
-            raise ValueError(f"gateways names one twice: {', '.join(self.gateways)}")
-        if self.gateways and self.gateway.answer_s <= max(self.search_s, self.open_s):
-            raise ValueError(f"gateway.answer_s is {self.gateway.answer_s}; more than search_s and open_s is needed")
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        """The search providers, the first is asked first."""
-        return (self.search,) if isinstance(self.search, str) else self.search
-
-    @property
-    def searching(self) -> SearchSettings:
-        """Everything about searching."""
-        return SearchSettings(self.order, self.results, self.search_s, self.provider, self.local, self.breaker)
 
 
 class Web:
@@ -232,6 +153,7 @@ class Web:
             ReplayMiss: a tape is replayed and does not hold this page.
         """
         self._metrics.add("web/open_n")
+        url = url.encode(errors="replace").decode()  # JSON can spell halves of characters, which nothing else takes
         if "local" in self._settings.order and (page := await self._of_corpus(url)) is not None:
             return self._counted(page)
         vetted = self._guard.vet_url(url)
@@ -271,7 +193,7 @@ class Web:
 
     async def keep(self, kind: str, key: str, value: Any) -> None:
         """Keep a value that JSON can hold on the tape, if there is one and it records."""
-        await self._tape.keep(_note(kind), key, Entry({}, json.dumps(value, ensure_ascii=False).encode()))
+        await self._tape.keep(_note(kind), key, Entry({}, json.dumps(value).encode()))
 
     @property
     def identity(self) -> str:
@@ -319,7 +241,7 @@ class Web:
                 shown = rendered if isinstance(rendered, WebError) else await self._read(rendered)
                 return page if isinstance(shown, WebError) else shown
         except QueueError:
-            return WebError("busy", f"{url} was not opened: too many pages are being opened")
+            raise WorldDownError(f"{url} was not opened: too many pages are being opened") from None
 
     async def _of_corpus(self, url: str) -> Page | WebError | None:
         """Return the local corpus's page at an address, or None when it has none."""
@@ -362,7 +284,7 @@ class Web:
         async def make() -> tuple[Fetched | WebError, Entry | None]:
             assert self._renderer is not None  # a tape that is replayed never comes here
             found = await self._renderer.render(fetched)
-            return found, entries.of_fetched(found, lasting=True)  # whoever replays must see it fail again
+            return found, entries.of_fetched(found)
 
         return await self._tape.once("fetch", f"{self._world}rendered {fetched.url}", make, entries.fetched)
 

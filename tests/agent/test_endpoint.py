@@ -214,3 +214,15 @@ def test_keys_are_names_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("endpoint.url='a.org'", "endpoint.seconds=0.0", "kind='openai'", "endpoint.budget.calls=-1"):
         with pytest.raises(ConfigError, match=r"needed|needs"):
             read_settings(ReaderSettings, None, [wrong])
+
+
+async def test_parameters_that_let_a_reply_be_longer_are_reserved_for(server: Server) -> None:
+    """The most that may be written is what the request says, and so often as it asks for replies."""
+    settings = EndpointSettings(
+        url=server.url, model="m", parameters={"max_tokens": 20_000, "n": 2}, budget=SpendingSettings(tokens=30_000)
+    )
+    metrics = Metrics()
+    async with Endpoint(settings, READ, 100, metrics=metrics, spending=Spending(settings, metrics)) as endpoint:
+        with pytest.raises(BudgetError):
+            await endpoint.reply("a page", KEY)
+    assert server.bodies == []

@@ -16,8 +16,9 @@ from dr_jax.base.metrics import Metrics
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.web.page import Page
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import ReplayMiss, TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 from tests.fakes import ScriptedPolicy
 
 PAGE = Page("http://x/p", "p", "Velin was founded by Oren Vash.")

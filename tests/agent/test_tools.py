@@ -68,6 +68,16 @@ async def test_a_wrong_call_is_told_and_asks_nobody(call: Call, told: str) -> No
     assert (web.searched, web.opened) == ([], [])
 
 
+@pytest.mark.parametrize("url", ["https://a.org]#x", "http://[]@", "http://a℀b/#x", "http://[::1#", "#", "http://a/%zz#["])
+async def test_whatever_a_policy_calls_an_address_ends_nothing(url: str) -> None:
+    memory, acting = Memory("Velin?"), world()
+    await searched(memory, acting, "velin")
+    found = await browsed(memory, acting, url)
+    assert "in no search result of yours" in found.text
+    memory.saw(url)  # nor does what a provider returns
+    assert memory.seen(url) == url
+
+
 async def test_an_address_of_any_earlier_search_may_be_opened_and_no_other() -> None:
     web = ScriptedWeb(PAGES, failures={"second": WebError("bad_query", "no")})
     memory, acting = Memory("Velin?"), world(web)

@@ -28,11 +28,13 @@ from dr_jax.rollout.group import run_group
 from dr_jax.rollout.record import EpisodeWriter, read_episodes
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.web.guard import AllowedHost
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 from tests.fakes import ScriptedPolicy, answer, browse, search, small_chat
 
 SIBLINGS = 16
+KEY = "READER_API_KEY"
 PAGES = [f"http://{name}.littleweb/page" for name in ("a", "b", "c", "d")]
 ILL = "http://ill.littleweb/page"  # it is found, but answers 503
 QUESTION = Question("q", "Who founded Velin?", ("Oren Vash",))
@@ -59,11 +61,11 @@ async def attempt(tape: Path, out: Path, port: int, mode: Literal["live", "recor
     """Run the siblings, write their episodes, return what was counted. Both servers listen on the port."""
     metrics, chat = Metrics(), small_chat()
     wanted = ReaderSettings(
-        kind="openai", endpoint=EndpointSettings(f"http://127.0.0.1:{port}/v1", "m", all_s=20.0, seconds=10.0)
+        kind="openai", endpoint=EndpointSettings(f"http://127.0.0.1:{port}/v1", "m", KEY, all_s=20.0, seconds=10.0)
     )
     settings = WebSettings(results=5, tape=TapeSettings(mode, str(tape)))
     web = Web(settings, allow=[AllowedHost("littleweb", "127.0.0.1", port)], metrics=metrics)
-    endpoint = Endpoint(wanted.endpoint, READ, wanted.max_new_tokens, metrics=metrics)
+    endpoint = Endpoint(wanted.endpoint, READ, wanted.max_new_tokens, metrics=metrics, replays=mode == "replay")
     async with web, endpoint:
         shelf = Shelf(web, replays=mode == "replay", must=True)
         reader = make_reader(wanted, chat=chat, policy=None, metrics=metrics, endpoint=endpoint, shelf=shelf)

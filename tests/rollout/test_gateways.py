@@ -32,7 +32,7 @@ from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.tokens.trajectory import Group, Outcome
 from dr_jax.train.worlds import AnyWeb, built, way_out
-from dr_jax.web.web import WebSettings
+from dr_jax.web.settings import WebSettings
 from tests.fakes import ScriptedPolicy, answer, browse, search
 
 ROOT = Path(__file__).parents[2]

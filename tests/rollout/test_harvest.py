@@ -51,6 +51,17 @@ def test_an_update_is_full_whatever_was_lost_meanwhile() -> None:
     assert metrics.drain()["rollout/lost_groups"] == 1
 
 
+def test_an_outage_that_takes_all_that_is_under_way_ends_nothing() -> None:
+    harvest = Harvest(2, Metrics(), at_once=8)
+    for number in range(20):
+        harvest.add(group(str(number), "w", "w"))
+    harvest.world_is_back()
+    for number in range(23):
+        harvest.add(group(str(number), "w", "w"))
+    with pytest.raises(WorldDownError, match="24 groups"):
+        harvest.add(group("last", "w", "w"))
+
+
 def test_a_world_that_fails_everything_ends_the_run() -> None:
     harvest = Harvest(2, Metrics())
     for number in range(5):

@@ -5,15 +5,16 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from dr_jax.rollout.record import read_episodes
-from tests.rollout.replayed import ILL, PAGES, SIBLINGS, attempt, timeless
+from tests.rollout.replayed import ILL, KEY, PAGES, SIBLINGS, attempt, timeless
 
+SECRET = "very-secret-0123456789"
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,6 +25,7 @@ class Servers:
         self.searched: Counter[str] = Counter()
         self.opened: Counter[str] = Counter()
         self.read: Counter[str] = Counter()
+        self.headers: list[Mapping[str, str]] = []
         self.port = 0
 
     async def search(self, request: web.Request) -> web.Response:
@@ -41,6 +43,7 @@ class Servers:
         return web.Response(text=f"<title>Page {name}</title><p>{fact}", content_type="text/html")
 
     async def chat(self, request: web.Request) -> web.Response:
+        self.headers.append(request.headers)
         body = await request.json()
         asked = json.loads(body["messages"][1]["content"])
         self.read[body["messages"][1]["content"]] += 1
@@ -71,7 +74,10 @@ def played(tape: Path, out: Path, port: int, mode: str) -> subprocess.CompletedP
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-async def test_each_page_is_fetched_extracted_and_read_once_and_replay_is_the_same(servers: Servers, tmp_path: Path) -> None:
+async def test_each_page_is_fetched_extracted_and_read_once_and_replay_is_the_same(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, SECRET)
     tape, recorded = tmp_path / "tape.sqlite", tmp_path / "recorded.jsonl"
     counted = await attempt(tape, recorded, servers.port, "record")
     rows = list(read_episodes(recorded))
@@ -86,7 +92,10 @@ async def test_each_page_is_fetched_extracted_and_read_once_and_replay_is_the_sa
     assert counted["reader/read"] == len(servers.read) == counted["reader/calls"]
     assert counted["reader/asked"] > 4 * counted["reader/read"]
     assert counted["reader/unreadable_replies"] >= 1
+    assert SECRET.encode() not in timeless(recorded)
+    assert {headers.get("Authorization") for headers in servers.headers} == {f"Bearer {SECRET}"}
 
+    monkeypatch.delenv(KEY)  # what is played back needs none
     again = tmp_path / "again.jsonl"
     port = servers.port
     done = played(tape, again, port, "replay")
@@ -97,6 +106,7 @@ async def test_each_page_is_fetched_extracted_and_read_once_and_replay_is_the_sa
     assert told["web/tape_hits"] == 3 + 5 + counted["reader/read"]  # searches, pages, readings
     assert not {"web/fetch_n", "web/query_n", "web/extract_s_n", "reader/calls", "reader/read"} & told.keys()
 
+    monkeypatch.setenv(KEY, SECRET)
     asked = servers.searched.total() + servers.opened.total() + servers.read.total()
     live = played(tmp_path / "no tape", tmp_path / "live.jsonl", port, "live")
     assert live.returncode != 0

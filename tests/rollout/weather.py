@@ -42,7 +42,8 @@ from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.pace import PaceSettings
 from dr_jax.web.search.settings import BreakerSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 from tests.fakes import answer, browse, search, small_chat
 
 WORLD = WorldSettings(seed=5, entities=200)

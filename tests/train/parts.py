@@ -16,6 +16,15 @@ def monotony(episode: Episode, question: Question) -> float:
 
 
 CALLS: list[int] = []
+EPISODES: list[str] = []
+
+
+def counted(episode: Episode, question: Question) -> float:
+    """Count the episodes that are rewarded, and announce a preemption when the seventh is."""
+    EPISODES.append(episode.id)
+    if len(EPISODES) == 7:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return monotony(episode, question)
 
 
 def interrupted(rewards_NG: Sequence[Values]) -> list[Values]:

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -108,6 +109,46 @@ async def test_an_update_that_is_interrupted_is_kept_with_its_row_and_its_episod
     await train(interrupted, resume=True, told=silent)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
     assert episodes_of(tmp_path / "run") == {1: 4, 2: 4, 3: 4, 4: 4}
+
+
+async def test_what_was_finished_and_measured_before_an_interruption_is_not_done_again(
+    settings: Settings, tmp_path: Path
+) -> None:
+    one_by_one = dataclasses.replace(
+        settings,
+        rollout=dataclasses.replace(settings.rollout, in_flight=2),  # one group at a time
+        reward=dataclasses.replace(settings.reward, parts={"tests.train.parts:counted": 1.0}),
+    )
+    parts.EPISODES.clear()
+    with pytest.raises(asyncio.CancelledError):  # in the second update's second group
+        await asyncio.create_task(train(one_by_one, told=silent))
+    noted = json.loads((tmp_path / "run" / "progress.json").read_text())
+    assert noted["progress"]["step"] == 1
+    assert len(noted["waiting"]) == 1
+    phases: list[str] = []
+    await train(one_by_one, resume=True, told=lambda phase, index, _: phases.append(f"{phase} {index}"))
+    assert "eval 0" not in phases
+    assert len(parts.EPISODES) <= 16 + 2
+    again = dataclasses.replace(one_by_one, name="whole")
+    await train(again, told=silent)
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "whole"), rtol=1e-5)
+
+
+async def test_what_was_spent_stays_spent(settings: Settings, tmp_path: Path) -> None:
+    """A run that goes back to an earlier checkpoint, or to none, has not got its money back."""
+    dear = dataclasses.replace(settings, steps=1, checkpoint=dataclasses.replace(settings.checkpoint, every=0))
+    await train(dear, told=silent)
+    path = tmp_path / "run" / "progress.json"
+    noted = json.loads(path.read_text())
+    noted["spent"]["money"] = 12.5
+    noted["progress"]["step"] = 7
+    path.write_text(json.dumps(noted))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    phases: list[str] = []
+    await train(dear, resume=True, told=lambda phase, index, _: phases.append(f"{phase} {index}"))
+    assert json.loads(path.read_text())["spent"]["money"] == 12.5
+    assert "eval 0" not in phases
+    assert "step 1" in phases
 
 
 def tear(checkpoint: Path) -> None:

@@ -14,8 +14,9 @@ from dr_jax.train.worlds import LittlewebSettings, way_out, world_name
 from dr_jax.web.gateway.server import serve_gateway
 from dr_jax.web.page import Page
 from dr_jax.web.search.settings import ProviderSettings, ProvidersSettings
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 
 
 def test_a_world_is_named_by_what_is_found_in_it() -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.page import Page
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 from dr_jax.web.workers import ExtractSettings
 
 

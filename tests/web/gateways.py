@@ -17,7 +17,7 @@ from dr_jax.web.gateway.server import Served, serve_gateway
 from dr_jax.web.gateway.settings import GatewaySettings
 from dr_jax.web.page import Hit
 from dr_jax.web.search.settings import BreakerSettings
-from dr_jax.web.web import WebSettings
+from dr_jax.web.settings import WebSettings
 
 WORLD = "serper"
 HIT = Hit("T", "http://a.example/", "s")

@@ -26,7 +26,9 @@ from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.pace import PaceSettings
 from dr_jax.web.page import Page
 from dr_jax.web.render import RenderSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.search.settings import BreakerSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 from dr_jax.web.workers import ExtractSettings
 from tests.web.hostile import DEAD, DNS, HEADERS, NAMES, PAGES, PORTS, REDIRECTS, SITE, URLS, Sent
 
@@ -181,6 +183,7 @@ async def _try(mode: Any) -> dict[str, object]:
         fetch=FetchSettings(first_byte_s=3.0, total_s=5.0, deadline_s=8.0, attempts=2, wait_s=0.01, user_agent=_AGENT),
         pace=PaceSettings(per_host=32, per_host_per_s=2_000.0),
         extract=ExtractSettings(workers=1),
+        breaker=BreakerSettings(failures=1_000_000),  # most of these names are meant to be dead
         render=RenderSettings(mode, rest_s=0.3, patience_s=3.0, deadline_s=15.0),
     )
     async with AsyncExitStack() as stack:

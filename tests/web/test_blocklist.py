@@ -5,7 +5,7 @@ import pytest
 from dr_jax.base.config import read
 from dr_jax.base.errors import ConfigError
 from dr_jax.web.blocklist import Blocklist, BlockSettings
-from dr_jax.web.web import WebSettings
+from dr_jax.web.settings import WebSettings
 
 BUILT_IN = Blocklist(BlockSettings())
 OWN = Blocklist(BlockSettings(benchmarks=False, also=("Example.org", "https://www.news.net/Answers/", "github.com/Me/Set")))

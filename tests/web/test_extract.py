@@ -357,3 +357,24 @@ def test_every_fact_of_littleweb_is_read() -> None:
             assert f"{entity.name} | " in page.text
         read_of[host] += 1
     assert set(read_of) == set(HOSTS)
+
+
+def test_half_characters_spoil_no_feed() -> None:
+    """An emoji that was spelled as two halves, as some programs do, and a tag with a colon of its own."""
+    feed = "<rss><channel><title>A &#55357;&#56832; B</title><item><title>C</title><a:b:c>x</a:b:c></item></channel></rss>"
+    found = read(feed, content_type="application/rss+xml")
+    assert found.title.startswith("A ")
+    assert "C" in found.text
+    found.text.encode()
+
+
+def test_comments_before_the_root_take_no_time() -> None:
+    start = time.perf_counter()
+    extract(b"<!-- a -->" * 2_000 + b"<p>text", "http://a.example/", "", "")
+    assert time.perf_counter() - start < 2.0
+
+
+def test_half_characters_in_structured_data_are_replaced() -> None:
+    body = '{"@type": "Article", "articleBody": "' + "A long text \\ud83d of an article. " * 40 + '"}'
+    found = read(f"<html><script type='application/ld+json'>{body}</script><body><p>x</p></body></html>")
+    found.text.encode()

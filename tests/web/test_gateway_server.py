@@ -20,8 +20,9 @@ from dr_jax.web.gateway.settings import GatewaySettings, vet_gateway
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.page import Hit, Page, WebError
 from dr_jax.web.search.settings import ProviderSettings, ProvidersSettings
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import ReplayMiss, TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 from tests.web.conftest import Site
 from tests.web.gateways import HIT, WORLD, ToldWeb, gateways, post, quick, remote, until
 
@@ -338,3 +339,21 @@ def test_the_app_is_what_is_asked() -> None:
     app: server.Application = Gateway({}, quick(), "", Metrics()).app()
     paths = {resource.canonical for resource in app.router.resources()}
     assert paths == {wire.HELLO, wire.SEARCH, wire.OPEN, wire.HEALTHY, wire.KEPT, wire.KEEP, "/healthz", "/metrics"}
+
+
+async def test_a_fault_over_one_request_rests_nobody() -> None:
+    """Both gateways fail over the same strange request, and go on to serve everybody else."""
+    one, other = ToldWeb(ZeroDivisionError("ours")), ToldWeb(ZeroDivisionError("ours"))
+    async with gateways(one, other) as served, remote(*(here.url for here in served)) as web:
+        with pytest.raises(WorldDownError, match="failed over this request"):
+            await asyncio.wait_for(web.search("x"), 5.0)
+        for here in served:
+            assert (await post(here.url + wire.SEARCH, ASKED))[0] == 200
+        one.outcome = other.outcome = (HIT,)
+        assert await asyncio.wait_for(web.search("y"), 1.0) == (HIT,)
+
+
+async def test_a_host_that_does_not_exist_is_named() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.invalid cannot be used"):
+        async with serve_gateway({}, GatewaySettings(), Metrics(), host="nowhere.invalid", token=TOKEN):
+            pass

@@ -1,6 +1,7 @@
 """When no page at all can be reached: noticed, told apart from pages that are no good, and over by itself."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -13,7 +14,8 @@ from dr_jax.web.page import Page, WebError
 from dr_jax.web.reach import Reach
 from dr_jax.web.reply import Fetched
 from dr_jax.web.search.settings import BreakerSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.web import Web
 from tests.web.conftest import Site
 
 QUICK = BreakerSettings(failures=6, open_s=0.1, most_s=0.2, down_s=5.0)
@@ -138,3 +140,26 @@ async def test_pages_over_http(site: Site) -> None:
         site.page("/page", "<p>found")
         await asyncio.wait_for(waiting, 10.0)
         assert isinstance(await web.open("http://b.littleweb/page"), Page)
+
+
+async def test_what_was_refused_here_shows_no_network(network: Network) -> None:
+    """A page on the block list, or one that robots.txt closes, is no sign of life in the middle of an outage."""
+    reach = Reach(QUICK, Metrics(), network.get)
+    network.cut = True
+
+    async def blocked() -> WebError:
+        return WebError("blocked", "on the block list")
+
+    for n in range(5):
+        assert await opened(reach, network, f"http://new{n}.org/") == "unreachable"
+        assert await reach.asked("http://listed.org/", blocked) == await blocked()
+    assert await opened(reach, network, "http://new9.org/") == "down"
+
+
+async def test_failing_hosts_are_kept_in_bounds(network: Network) -> None:
+    network.dead = {"a.org", "b.org"}
+    reach = Reach(QUICK, Metrics(), network.get)
+    start = time.perf_counter()
+    for n in range(3_000):
+        await opened(reach, network, f"http://{'ab'[n % 2]}.org/{n}")
+    assert time.perf_counter() - start < 5.0

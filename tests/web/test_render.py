@@ -19,8 +19,9 @@ from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.page import Page, WebError
 from dr_jax.web.render import _NAMES, RenderSettings, _private_bytes
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 from tests.web.conftest import Site
 
 MakeWeb = Callable[..., AbstractAsyncContextManager[Web]]

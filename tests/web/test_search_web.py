@@ -26,8 +26,9 @@ from dr_jax.web.search.settings import (
     ProviderSettings,
     ProvidersSettings,
 )
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import ReplayMiss, TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 from tests.web.conftest import Site
 
 KEY = "k3y-0123456789abcdef"

@@ -2,11 +2,14 @@ import asyncio
 import logging
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dr_jax.base.errors import ConfigError, DrJaxError, UserError
 from dr_jax.base.metrics import Metrics
+from dr_jax.web import entries
+from dr_jax.web.page import Hit
 from dr_jax.web.tape.entry import Entry, ReplayMiss, TapeSettings
 from dr_jax.web.tape.tape import Tape
 
@@ -199,3 +202,19 @@ async def test_a_locked_tape_does_not_stop_the_web(tmp_path: Path) -> None:
         await recorder.keep("fetch", "b", ENTRY)
         assert await recorder.recall("fetch", "b") == ENTRY
     assert metrics.drain()["web/tape_errors"] == 1
+
+
+@pytest.mark.parametrize("body", [b"not json", b'[{"title": "x"}]', b'{"kind": "x"}'])
+async def test_an_entry_that_cannot_be_read_is_asked_for_again(body: bytes, tmp_path: Path) -> None:
+    metrics, path = Metrics(), str(tmp_path / "tape")
+    hit = (Hit("t", "http://a/", "s"),)
+
+    async def make() -> tuple[Any, Entry]:
+        return hit, entries.of_hits(hit)
+
+    async with Tape(TapeSettings("record", path), metrics) as tape:
+        await tape.keep("search", "q", Entry({}, body))
+        assert await tape.once("search", "q", make, entries.hits) == hit
+    assert metrics.drain()["web/tape_errors"] >= 1
+    async with Tape(TapeSettings("replay", path), Metrics()) as tape:
+        assert await tape.once("search", "q", make, entries.hits) == hit

@@ -21,8 +21,9 @@ from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.pace import PaceSettings
 from dr_jax.web.page import Hit, Page, WebError
+from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import ReplayMiss, TapeSettings
-from dr_jax.web.web import Web, WebSettings
+from dr_jax.web.web import Web
 from dr_jax.web.workers import ExtractSettings
 from tests.web.conftest import Site
 
@@ -180,6 +181,7 @@ async def test_recorded_then_replayed_with_the_server_gone(site: Site, make_web:
     first = dict(site.asked)
     async with make_web(tape=TapeSettings("record", path)) as web:
         assert await run(web) == recorded
+    first["/moved"] += 1  # that it leads inside is a matter of the settings of the day, and not remembered
     assert dict(site.asked) == first  # what is fresh is not asked again
     metrics = Metrics()
     site.port = 1
@@ -322,9 +324,8 @@ async def test_too_many_pages_at_once_wait_and_are_told(site: Site, make_web: Ma
     async with make_web(pace=PaceSettings(concurrent=1, queue_s=0.1)) as web:
         slow = asyncio.create_task(web.open("http://a.littleweb/0"))
         await asyncio.sleep(0.05)
-        found = await web.open("http://a.littleweb/1")
-        assert isinstance(found, WebError)
-        assert found.kind == "busy"
+        with pytest.raises(WorldDownError, match="too many pages"):  # our own queue is no fault of the page, or the policy
+            await web.open("http://a.littleweb/1")
         slow.cancel()
         await asyncio.wait({slow})
         await asyncio.sleep(0.05)

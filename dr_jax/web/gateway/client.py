@@ -28,7 +28,7 @@ from dr_jax.web.gateway.settings import vet_gateway
 from dr_jax.web.gateway.wire import Answer
 from dr_jax.web.page import Hit, Page, WebError
 from dr_jax.web.search.provider import vet_query
-from dr_jax.web.web import WebSettings
+from dr_jax.web.settings import WebSettings
 
 _LOG = logger(__name__)
 _UNEVEN = 32  # requests that one gateway may have under way more than another of the same tape before that one is asked

@@ -23,7 +23,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urldefrag
 
 from dr_jax.base.errors import ConfigError, UserError
 from dr_jax.base.metrics import Metrics
@@ -118,7 +117,7 @@ class Corpus:
         Raises:
             ProviderError: the index cannot be read.
         """
-        address = urldefrag(url.strip()).url if "[" not in url else url.strip()
+        address = url.strip().partition("#")[0]
         return await self._reading(lambda index: index.page(address) or index.page(url.strip()))
 
     async def _reading(self, work: Callable[[Index], Value]) -> Value:

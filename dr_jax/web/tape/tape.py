@@ -116,15 +116,15 @@ class Tape:
             Exception: whatever `make` raises.
         """
         entry = await self.recall(kind, key)
-        if entry is not None:
-            return read(entry)
+        if entry is not None and (found := self._read(kind, key, entry, read)) is not None:
+            return found
         if self.replays:
             raise self.missed(kind, key)
         if self.lives:
             return (await make())[0]
         entry = self._hit(kind, await self._claimed(kind, key))
-        if entry is not None:
-            return read(entry)
+        if entry is not None and (found := self._read(kind, key, entry, read)) is not None:
+            return found
         try:
             value, entry = await make()
         except BaseException:
@@ -144,6 +144,15 @@ class Tape:
             needed="a tape that recorded everything that is asked for",
             fix='record it first, with web.tape.mode = "record", or ask the web itself, with "live"',
         )
+
+    def _read(self, kind: EntryKind, key: str, entry: Entry, read: Callable[[Entry], Value]) -> Value | None:
+        """Return what an entry says; None when it says nothing that can be read: another version's, or another program's."""
+        try:
+            return read(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            self._metrics.add("web/tape_errors")
+            _LOG.warning("the tape %s holds a %s %r that cannot be read: %r", self._file.path, kind, key[:200], error)
+            return None
 
     async def _claimed(self, kind: EntryKind, key: str) -> Entry | None:
         """Wait until nobody else is asking; return what they found, or None when it is ours to ask.
