@@ -22,7 +22,7 @@ class Episodes {
         element('div', { class: 'under' }, this.count, element('span', { class: 'keys muted' }, keys.map(([key, does]) => [element('kbd', {}, key), ` ${does} `]))), this.list),
       this.reader);
     new ResizeObserver(() => this.draw()).observe(this.list);
-    this.close();
+    this.empty();
   }
 
   makeControls() {
@@ -158,8 +158,12 @@ class Episodes {
   close() {
     this.opened = null;
     this.place.classList.remove('reading');
-    this.reader.replaceChildren(element('p', { class: 'empty' }, 'Open an episode to read what the policy saw and wrote, and what it earned.'));
+    this.empty();
     if (location.hash.startsWith('#episodes/')) history.replaceState(null, '', '#episodes');
+  }
+
+  empty() {
+    this.reader.replaceChildren(element('p', { class: 'empty' }, 'Open an episode to read what the policy saw and wrote, and what it earned.'));
   }
 
   key(event) {

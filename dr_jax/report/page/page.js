@@ -157,6 +157,7 @@ async function watch(charts) {
         view.runs = [run];
         [state, generation, changed] = [found.state, found.generation, Date.now()];
         drawAll(charts);
+        if (!old) route();
       }
       const last = view.runs[0].metrics.step?.at(-1) ?? 0;
       byId('status').textContent = `live · update ${last} · last change ${duration(Math.round((Date.now() - changed) / 1000))} ago`;
