@@ -68,6 +68,18 @@ async def test_what_one_does_not_answer_another_is_asked(what: str) -> None:
     assert told.asked == QUERIES
 
 
+async def test_a_bug_that_one_request_meets_ends_that_request_and_no_gateway() -> None:
+    bugs, metrics = [ToldWeb(ValueError("a bug")), ToldWeb(ValueError("a bug"))], Metrics()
+    async with gateways(*bugs, metrics=metrics) as served, remote(*(one.url for one in served), rest_s=60.0) as web:
+        with pytest.raises(WorldDownError, match="failed over this request"):
+            await asyncio.wait_for(web.search("x"), 10)
+        assert not any(peer.rests_s for peer in web._peers)
+        for bug in bugs:
+            bug.outcome = (HIT,)
+        assert await web.search("y") == (HIT,)
+    assert metrics.drain()["gateway/failed/fault"] == 2  # another gateway may have done without
+
+
 async def test_nobody_is_there_any_more() -> None:
     told = ToldWeb()
     serving = gateways(told, ToldWeb())

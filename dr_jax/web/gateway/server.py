@@ -187,10 +187,16 @@ class Gateway:
     async def _ended(self, work: Awaitable[Answer]) -> Answer:
         try:
             return await work
+        except _Refusal:
+            raise
         except DrJaxError as error:
             answer = wire.failed(error)
             self._metrics.add(f"gateway/failed/{answer['failed']['kind']}")
             return answer
+        except Exception:  # noqa: BLE001 - a bug that one request meets must not make every client leave this gateway alone
+            _LOG.exception("a request failed")
+            self._metrics.add("gateway/failed/fault")
+            return wire.failed(WorldDownError("The gateway failed over this request"))
 
     async def _hello(self, _: server.Request) -> server.Response:
         if self._stopping:
@@ -278,7 +284,7 @@ async def _healthy(web: Web) -> Answer:
         async with asyncio.timeout(_HEALTHY_S):
             await web.healthy()  # begins to look for a provider that is up, which goes on when nobody waits for it
     except TimeoutError:
-        raise WorldDownError("No search provider is up") from None
+        raise WorldDownError("Searches or pages cannot be had now") from None
     return {"healthy": True}
 
 
