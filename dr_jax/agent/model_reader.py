@@ -19,7 +19,7 @@ from dr_jax.base.errors import ContextFullError
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import Policy, RequestKey, Sampling
-from dr_jax.web.page import Page
+from dr_jax.web.page import Page, whole
 
 READ = (
     "You read one page of a document for a researcher. Reply with one JSON object: information (what this page says about the "
@@ -138,4 +138,4 @@ def _reply_in(text: str) -> tuple[str, bool] | None:
         return None
     if not isinstance(reply, dict) or not isinstance(reply.get("information"), str):
         return None
-    return reply["information"].strip(), reply.get("page_down") in (True, "true", "True", "yes")
+    return whole(reply["information"]).strip(), reply.get("page_down") in (True, "true", "True", "yes")

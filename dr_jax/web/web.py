@@ -28,7 +28,7 @@ from dr_jax.web.fetch import Fetcher
 from dr_jax.web.guard import AllowedHost, Guard, Lookup
 from dr_jax.web.once import Once
 from dr_jax.web.pace import Pace, QueueError
-from dr_jax.web.page import FORM, HTML, Page, WebError
+from dr_jax.web.page import FORM, HTML, Page, WebError, whole
 from dr_jax.web.reach import Reach
 from dr_jax.web.render import Renderer
 from dr_jax.web.reply import Fetched
@@ -153,6 +153,7 @@ class Web:
             ReplayMiss: a tape is replayed and does not hold this page.
         """
         self._metrics.add("web/open_n")
+        url = whole(url)
         if "local" in self._settings.order and (page := await self._of_corpus(url)) is not None:
             return self._counted(page)
         vetted = self._guard.vet_url(url)
@@ -192,7 +193,7 @@ class Web:
 
     async def keep(self, kind: str, key: str, value: Any) -> None:
         """Keep a value that JSON can hold on the tape, if there is one and it records."""
-        await self._tape.keep(_note(kind), key, Entry({}, json.dumps(value, ensure_ascii=False).encode()))
+        await self._tape.keep(_note(kind), key, Entry({}, json.dumps(value).encode()))
 
     @property
     def identity(self) -> str:

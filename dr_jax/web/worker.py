@@ -49,7 +49,7 @@ def run(task_name: str, memory_mb: str, alarm_s: str) -> None:
 
 def _done(task: Task, request: dict[str, Any], body: bytes) -> bytes:
     try:
-        return json.dumps({"done": task(request, body)}, ensure_ascii=False).encode()
+        return json.dumps({"done": task(request, body)}, ensure_ascii=False).encode(errors="replace")
     except MemoryError:
         return b'{"failed": "it needs too much memory"}'
     except Exception as error:  # noqa: BLE001 - a page must not end the worker; the parent counts and reports it

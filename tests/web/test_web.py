@@ -21,6 +21,7 @@ from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.pace import PaceSettings
 from dr_jax.web.page import Hit, Page, WebError
+from dr_jax.web.search.settings import LocalSettings
 from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import ReplayMiss, TapeSettings
 from dr_jax.web.web import Web
@@ -286,6 +287,18 @@ async def test_injected_pages_end_nothing(site: Site, make_web: MakeWeb) -> None
             assert f"Before {number}." in page.text
             assert len(page.text) <= 500_000
     assert sum(isinstance(page, Page) for page in pages) >= 8
+
+
+async def test_half_a_character_ends_nothing(make_web: MakeWeb, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    local = LocalSettings(str(tmp_path / "a.txt"), index=str(tmp_path / "index"))
+    tape = TapeSettings("record", str(tmp_path / "tape"))
+    async with make_web(search=("littleweb", "local"), local=local, tape=tape) as web:
+        found = await web.open("http://a.littleweb/\ud800")
+        assert isinstance(found, WebError)
+        assert found.kind == "not_found"
+        await web.keep("reading", "k", ["\ud83d"])
+        assert await web.kept("reading", "k") == ["\ud83d"]
 
 
 async def test_cancelling_leaves_no_task_socket_or_process(site: Site, make_web: MakeWeb) -> None:
