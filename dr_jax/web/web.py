@@ -238,7 +238,11 @@ class Web:
                 if not self._is_to_be_rendered(fetched, page):
                     return page
                 rendered = await self._rendered(fetched)
-                shown = rendered if isinstance(rendered, WebError) else await self._read(rendered)
+                if isinstance(rendered, WebError):
+                    return page
+                if (refusal := self._guard.blocked(rendered.url)) is not None:
+                    return refusal
+                shown = await self._read(rendered)
                 return page if isinstance(shown, WebError) else shown
         except QueueError:
             return WebError("busy", f"{url} was not opened: too many pages are being opened")
@@ -284,7 +288,7 @@ class Web:
         async def make() -> tuple[Fetched | WebError, Entry | None]:
             assert self._renderer is not None  # a tape that is replayed never comes here
             found = await self._renderer.render(fetched)
-            return found, entries.of_fetched(found, lasting=True)  # whoever replays must see it fail again
+            return found, entries.of_fetched(found)
 
         return await self._tape.once("fetch", f"{self._world}rendered {fetched.url}", make, entries.fetched)
 
