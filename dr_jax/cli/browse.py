@@ -139,6 +139,11 @@ def _open_file(file: Path, settings: WebSettings) -> Page | WebError:
 
 async def _open(url: str, settings: WebSettings, world: WorldSettings, allowed: tuple[AllowedHost, ...]) -> Page | WebError:
     if settings.gateways:
+        if allowed:
+            raise UserError(
+                "--allow says nothing to a gateway, which is what asks",
+                fix="leave --allow out, or browse with --set web.gateways=[]",
+            )
         from dr_jax.train.worlds import way_out
 
         async with way_out(settings, world) as remote:

@@ -200,6 +200,11 @@ class Web:
         """Of the tape: two webs of the same one buy nothing twice. "" where nothing is remembered."""
         return self._tape.identity
 
+    @property
+    def terms(self) -> dict[str, int | str | bool]:
+        """As those of the settings."""
+        return self._settings.terms
+
     def _make_desk(self) -> Desk:
         return Desk(
             self._settings.searching,

@@ -97,6 +97,8 @@ def test_what_is_no_page() -> None:
         assert err.startswith("dr-jax: ")
     with pytest.raises(UserError, match="NAME=ADDRESS:PORT"):
         browse("http://a.org/", "--allow", "a.org")
+    with pytest.raises(UserError, match="--allow says nothing to a gateway"):
+        browse("http://a.org/", "--allow", "a.org=127.0.0.1:9", "--set", 'web.gateways=["http://127.0.0.1:9"]')
 
 
 class Pages(BaseHTTPRequestHandler):

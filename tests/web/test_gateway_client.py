@@ -5,6 +5,7 @@ import itertools
 import re
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,14 @@ from aiohttp import web as server
 
 from dr_jax.base.errors import UserError, WorldDownError
 from dr_jax.base.metrics import Metrics
+from dr_jax.web.blocklist import BlockSettings
 from dr_jax.web.gateway import wire
+from dr_jax.web.gateway.client import RemoteWeb
 from dr_jax.web.gateway.peer import Peer
-from tests.web.gateways import HIT, Handler, ToldWeb, gateways, impostor, quick, remote, until
+from dr_jax.web.page import Hit, Page, WebError
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.tape.entry import TapeSettings
+from tests.web.gateways import HIT, WORLD, Handler, ToldWeb, gateways, impostor, quick, remote, until
 
 TOKEN = "t0ken-0123456789abcdef"
 QUERIES = [f"query {number}" for number in range(40)]
@@ -78,6 +84,30 @@ async def test_a_bug_that_one_request_meets_ends_that_request_and_no_gateway() -
             bug.outcome = (HIT,)
         assert await web.search("y") == (HIT,)
     assert metrics.drain()["gateway/failed/fault"] == 2  # another gateway may have done without
+
+
+async def test_the_runs_own_settings_hold_or_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    bad, good = Hit("T", "http://quiz.example/1", "s"), Hit("T", "http://a.example/", "s")
+    told, metrics = ToldWeb((bad, good, good, good)), Metrics()
+    blocks = {"block": BlockSettings(also=("quiz.example",)), "search_s": 1e-3, "open_s": 1e-3}
+    async with gateways(told) as (one,):
+        settings = WebSettings(gateways=(one.url,), gateway=quick(), results=2, **blocks)
+        with caplog.at_level("WARNING", "dr_jax"):
+            async with RemoteWeb(settings, WORLD, metrics=metrics) as web:
+                assert f"gateway {one.url} has settings of its own, which count: results 10 (here 2)" in caplog.text
+                assert await web.search("x") == (good, good)
+                told.outcome = Page("http://quiz.example/1", "T", "gold")  # where another address has led
+                for url in ("http://quiz.example/1", "http://a.example/"):
+                    found = await web.open(url)
+                    assert isinstance(found, WebError)
+                    assert found.kind == "blocked"
+        assert told.asked == ["x", "http://a.example/"]
+        assert metrics.drain()["web/blocked_hits"] == 1
+        with pytest.raises(UserError, match="asks the network"):
+            await RemoteWeb(replace(settings, tape=TapeSettings("replay", "/no/tape")), WORLD).__aenter__()
+        told.terms |= {"replays": True}
+        async with RemoteWeb(replace(settings, tape=TapeSettings("replay", "/no/tape")), WORLD):
+            pass
 
 
 async def test_nobody_is_there_any_more() -> None:

@@ -56,10 +56,15 @@ class Peer:
         world: the one that is meant.
         session: connections to it, with the token.
         settings: how it is asked.
+        replays: whether only a gateway will do that asks nothing of the network.
     """
 
-    def __init__(self, url: str, world: str, session: aiohttp.ClientSession, settings: GatewaySettings) -> None:
+    def __init__(
+        self, url: str, world: str, session: aiohttp.ClientSession, settings: GatewaySettings, *, replays: bool = False
+    ) -> None:
         self.url, self.why, self.tape = url, "", ""
+        self.terms: dict[str, Any] = {}  # as it says, once it was greeted
+        self._replays = replays
         self._world, self._session, self._settings = world, session, settings
         self._failures, self._misses, self._until = 0, 0, 0.0
         self._limits: set[asyncio.Timeout] = set()
@@ -84,7 +89,8 @@ class Peer:
         told = await self._sent("GET", wire.HELLO, None, self._settings.connect_s)
         try:
             protocol, worlds, tape = told["protocol"], list(told["worlds"]), str(told["tape"])
-        except (KeyError, TypeError):
+            terms = dict(told.get("terms", {}))
+        except (KeyError, TypeError, ValueError):
             raise self._misfit("is no gateway of dr_jax", "the address of one, in web.gateways") from None
         if protocol != wire.PROTOCOL:
             found = f"speaks version {protocol} of the protocol (dr_jax {told.get('version')})"
@@ -92,7 +98,11 @@ class Peer:
         if self._world not in worlds:
             served = ", ".join(map(repr, worlds))
             raise self._misfit(f"serves {served}", f"{self._world!r}: start it with the config of this run")
-        self.tape = tape
+        if self._replays and not terms.get("replays"):
+            raise self._misfit(
+                "asks the network", 'one that replays a tape (web.tape.mode = "replay"), as this run says it does'
+            )
+        self.tape, self.terms = tape, terms
 
     async def ask(self, path: str, asked: dict[str, Any], within_s: float) -> Answer:
         """Ask, and return the answer.

@@ -201,8 +201,9 @@ class Gateway:
     async def _hello(self, _: server.Request) -> server.Response:
         if self._stopping:
             raise _Refusal(503, "stopping", "this gateway is stopping")
-        tape = next((web.identity for web in self._webs.values()), "")
-        told = {"protocol": wire.PROTOCOL, "version": __version__, "worlds": list(self._webs), "tape": tape}
+        told: Answer = {"protocol": wire.PROTOCOL, "version": __version__, "worlds": list(self._webs), "tape": "", "terms": {}}
+        for web in self._webs.values():  # they are alike in these
+            told |= {"tape": web.identity, "terms": web.terms}
         return server.json_response(told)
 
     async def _healthz(self, _: server.Request) -> server.Response:
