@@ -142,6 +142,23 @@ async def test_a_gateway_that_returns_is_asked_again_and_an_outage_only_pauses()
         await asyncio.wait_for(waiting, 10)
 
 
+async def test_one_that_says_hello_and_fails_at_its_work_rests_all_the_same() -> None:
+    asked: list[str] = []
+
+    async def fail(request: server.Request) -> server.StreamResponse:
+        asked.append(request.path)
+        return server.json_response({"refused": "a bug"}, status=500)
+
+    handlers: dict[str, Handler] = {wire.SEARCH: fail}
+    async with impostor(handlers) as url, remote(url, probe_s=0.01, rest_s=60.0, rest_max_s=60.0, answer_s=0.5) as web:
+        with pytest.raises(WorldDownError, match="a bug"):
+            await web.search("x")
+        assert (len(asked), web._peers[0].rests_s > 50) == (1, True)
+        web._peers[0]._until = 0.0
+        web._peers[0].failed("it is silent", silent=True)
+        await until(lambda: not web._peers[0].rests_s)  # it says hello
+
+
 async def test_a_frozen_gateway_is_given_up_with_what_is_under_way_there() -> None:
     """Its process hangs, or its host is gone without a word: no connection breaks, and only its silence tells."""
     asked = asyncio.Event()

@@ -148,7 +148,7 @@ class RemoteWeb:
                     peer.went_well()
                     return found
             except PeerError as error:
-                self._gave_up(peer, str(error), error.after_s)
+                self._gave_up(peer, str(error), error.after_s, silent=error.silent)
             except Misfit as error:
                 self._gave_up(peer, str(error))
             except (KeyError, TypeError, ValueError) as error:
@@ -188,9 +188,9 @@ class RemoteWeb:
         told = "; ".join(f"{peer.url}: {peer.why or 'not in time'}" for peer in self._peers)
         return WorldDownError(f"No gateway answered within {self._settings.gateway.answer_s:g} s ({told})")
 
-    def _gave_up(self, peer: Peer, why: str, after_s: float | None = None) -> None:
+    def _gave_up(self, peer: Peer, why: str, after_s: float | None = None, *, silent: bool = False) -> None:
         self._metrics.add("gateways/failures")
-        peer.failed(why, after_s)
+        peer.failed(why, after_s, silent=silent)
 
     async def _greet(self) -> None:
         """Ask every gateway whether it is there.
@@ -210,7 +210,7 @@ class RemoteWeb:
                 fix="start one there (`dr-jax web-gateway CONFIG --host ADDRESS --port PORT`), or leave web.gateways out",
             )
         for peer, error in silent.items():
-            peer.failed(str(error))
+            peer.failed(str(error), silent=True)
         for peer in self._peers:
             theirs = {name: value for name, value in self._settings.terms.items() if peer.terms.get(name, value) != value}
             if theirs:

@@ -3,8 +3,8 @@
 In:    a request of `wire`
 Out:   its answer
 Fails: PeerError: this gateway does not answer, another may; Misfit: it is none for this run; UserError: no gateway takes it
-Holds: one that fails is left alone, for twice as long each time; one that gives no sign of life twice in a row is given up with
-       everything that is under way there, one that says that it is stopping is not
+Holds: one that fails is left alone, for twice as long each time, or until it says hello if it was silent; one that gives no
+       sign of life twice in a row is given up with all that is under way there, one that says that it is stopping is not
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Peer:
         self.terms: dict[str, Any] = {}  # as it says, once it was greeted
         self._replays = replays
         self._world, self._session, self._settings = world, session, settings
-        self._failures, self._misses, self._until = 0, 0, 0.0
+        self._failures, self._misses, self._until, self._silent = 0, 0, 0.0, False
         self._limits: set[asyncio.Timeout] = set()
 
     @property
@@ -115,26 +115,35 @@ class Peer:
         return await self._sent("POST", path, asked | {"world": self._world}, within_s)
 
     async def look(self) -> None:
-        """Look whether it is well, and let it be asked again if it is."""
+        """Look whether it is there, and let it be asked again if it was not; what fails at its work rests for its time."""
         try:
             await self.greet()
         except (PeerError, UserError) as error:
             self._misses = self._misses + 1 if isinstance(error, PeerError) and error.silent else 0
-            self.failed(str(error))
+            self.failed(str(error), silent=True)
             if self._misses >= _MISSES:
                 for limit in self._limits:
                     if not limit.expired():
                         limit.reschedule(asyncio.get_running_loop().time())
             return
-        if self.rests_s:
+        self._misses = 0
+        if self.rests_s and self._silent:
             _LOG.info("gateway %s is back", self.url)
-        self._misses, self._until = 0, 0.0
+            self._until = 0.0
 
-    def failed(self, why: str, after_s: float | None = None) -> None:
-        """Leave it alone for a while; what was asked before it was left alone says nothing new."""
+    def failed(self, why: str, after_s: float | None = None, *, silent: bool = False) -> None:
+        """Leave it alone for a while; what was asked before it was left alone says nothing new.
+
+        Args:
+            why: it failed.
+            after_s: how long it asks to be left alone.
+            silent: whether a sign of life is all that is waited for.
+        """
         self.why = why
         if self.rests_s:
+            self._silent |= silent
             return
+        self._silent = silent
         if after_s is None:
             rest = min(self._settings.rest_max_s, self._settings.rest_s * 2 ** min(self._failures, _DOUBLINGS))
             self._failures += 1
