@@ -15,12 +15,11 @@ from typing import Any, Protocol
 
 from dr_jax.agent.extractive import best_sentences
 from dr_jax.agent.reading import ReaderSettings, Reading, Task, segments
-from dr_jax.agent.tools import whole
 from dr_jax.base.errors import ContextFullError
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import Policy, RequestKey, Sampling
-from dr_jax.web.page import Page
+from dr_jax.web.page import Page, whole
 
 READ = (
     "You read one page of a document for a researcher. Reply with one JSON object: information (what this page says about the "

@@ -15,7 +15,7 @@ from dr_jax.agent.reading import Reader, Task
 from dr_jax.agent.together import together
 from dr_jax.tokens.chat import harmless
 from dr_jax.tokens.policy import RequestKey
-from dr_jax.web.page import Hit, Page, WebError
+from dr_jax.web.page import Hit, Page, WebError, whole
 
 _URL_CHARS = 2000  # of an address worth showing: longer ones are not used by people
 _CUT = " … [cut]"
@@ -178,11 +178,6 @@ async def _told(
 def shown(text: str) -> str:
     """Make foreign text fit to be shown: no control tags of ours, no half characters, no zero bytes."""
     return harmless(whole(text).replace("\x00", ""))
-
-
-def whole(text: str) -> str:
-    """Return the text with halves of surrogate pairs replaced: JSON can spell them, UTF-8 cannot."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def bounded(content: list[dict[str, Any]], limit: int, measure: Callable[[str], int]) -> str:

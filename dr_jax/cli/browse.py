@@ -138,11 +138,17 @@ def _open_file(file: Path, settings: WebSettings) -> Page | WebError:
 
 
 async def _open(url: str, settings: WebSettings, world: WorldSettings, allowed: tuple[AllowedHost, ...]) -> Page | WebError:
-    if settings.gateways:
-        from dr_jax.train.worlds import way_out
+    from dr_jax.train.worlds import way_out, world_name
 
+    if settings.gateways:
+        if allowed:
+            raise UserError(
+                "--allow says nothing to a gateway, which is what asks",
+                fix="leave --allow out, or browse with --set web.gateways=[]",
+            )
         async with way_out(settings, world) as remote:
             return await remote.open(url)
+    name = world_name(settings, world) if "littleweb" in settings.order else ""  # as a run's, on whose tape it may be
     if "local" not in settings.order:  # nothing is searched, so nobody needs a key
         settings = replace(settings, search="littleweb")
     async with AsyncExitStack() as stack:
@@ -152,7 +158,7 @@ async def _open(url: str, settings: WebSettings, world: WorldSettings, allowed: 
 
             site = await stack.enter_async_context(serve(build(world)))
             allowed = (*allowed, AllowedHost(suffix="littleweb", address="127.0.0.1", port=site.port))
-        web = await stack.enter_async_context(Web(settings, allow=allowed))
+        web = await stack.enter_async_context(Web(settings, allow=allowed, world=name))
         return await web.open(url)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, assert_never
 
 from dr_jax.agent.budget import Budget
 from dr_jax.agent.context import ContextManager, ContextSettings, Exchange, make_context
-from dr_jax.agent.tools import Memory, Observation, mistake, whole
+from dr_jax.agent.tools import Memory, Observation, mistake
 from dr_jax.agent.world import World
 from dr_jax.base.errors import ContextFullError, WorldDownError
 from dr_jax.data.question import Question
@@ -24,6 +24,7 @@ from dr_jax.tokens.calls import Answer, Call, Calls, Malformed, parse
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import Policy, RequestKey, Sampled, Sampling
 from dr_jax.tokens.trajectory import Author, Episode, Outcome, ToolEvent, Trajectory, Turn, world
+from dr_jax.web.page import whole
 
 LAST_TURN = "This was the last tool call. Answer now."
 _DEPTH = 16  # levels of a call's arguments that are kept

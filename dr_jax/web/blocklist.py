@@ -3,11 +3,12 @@
 In:    a URL; the settings: a built-in list, entries and a file of the user's
 Out:   the entry that covers it, or None
 Holds: a host stands for everything below it, a path for everything that it begins; a URL that carries a covered one inside
-       (an archive, a reader, a translator) is covered too
+       (an archive, a reader, a translator) is covered too, with its scheme, or without where more than a host is named
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from urllib.parse import unquote, urlsplit
 
 from dr_jax.base.errors import ConfigError
 
+_HUBS = ("huggingface.co", "hf.co", "hf-mirror.com")
 # Where the evaluation sets and their answers are published; `data/sources` reads most of them.
 BENCHMARKS = (
-    *("huggingface.co/datasets", "hf.co/datasets", "hf-mirror.com/datasets", "datasets-server.huggingface.co"),
+    *(f"{hub}/{what}" for hub in _HUBS for what in ("datasets", "api/datasets", "api/resolve-cache/datasets")),
+    "datasets-server.huggingface.co",
     *("huggingface.co/spaces/gaia-benchmark", "huggingface.co/gaia-benchmark", "kaggle.com/datasets", "modelscope.cn/datasets"),
     *("paperswithcode.com", "eval.ai", "llm-stats.com"),
     *("hotpotqa.github.io", "github.com/hotpotqa/hotpot", "curtis.ml.cmu.edu/datasets/hotpot"),
@@ -32,10 +35,15 @@ BENCHMARKS = (
     *("github.com/gair-nlp/deepresearcher", "github.com/petergriffinjin/search-r1", "github.com/ruc-nlpir/flashrag"),
 )
 _GITHUB = "github.com/"
-_MIRRORS = ("raw.githubusercontent.com/", "codeload.github.com/", "api.github.com/repos/", "cdn.jsdelivr.net/gh/")
-_INNER = re.compile(r"https?:/{1,2}(?=[^/])", re.IGNORECASE)
+_MIRRORS = (
+    *("raw.githubusercontent.com/", "codeload.github.com/", "api.github.com/repos/", "cdn.jsdelivr.net/gh/"),
+    *("cdn.statically.io/gh/", "raw.githack.com/", "rawcdn.githack.com/"),
+)
+_INNER = re.compile(r"https?:/+(?=[^/])|(?<=[/=])(?=[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::\d+)?/)")
+_END = re.compile(r"(?:\.git)?(?:[/?@;&#]|\Z)")  # of a name in a path
+_TRANSLATED = ".translate.goog"
+_ESCAPED = 5  # times at most; what is inside another address is often escaped more than once
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
-_DEEP = 3  # addresses inside each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +79,28 @@ class Blocklist:
 
     def entry(self, url: str) -> str | None:
         """Return the entry that covers a URL, or None."""
-        return self._entry(url, _DEEP)
-
-    def _entry(self, url: str, deep: int) -> str | None:
         try:
             parts = urlsplit(url)
-            host = (parts.hostname or "").rstrip(".")
+            host = parts.hostname or ""
         except ValueError:
             return None
-        rest = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        for _ in range(2):  # what is inside another address is often escaped twice
-            rest = unquote(rest)
-        path = re.sub("/{2,}", "/", rest).lower()
+        rest = _unquoted(f"{parts.path}?{parts.query}" if parts.query else parts.path).lower()
+        inner = (rest[found.end() :] for found in _INNER.finditer(rest))
+        return next((entry for one in (host + rest, *inner) if (entry := self._covers(one))), None)
+
+    def _covers(self, address: str) -> str | None:
+        """Return the entry that covers an address without its scheme."""
+        host, rest = re.split(r"(?=[/?&#;]|\Z)", address, maxsplit=1)
+        host = _translated(host.rpartition("@")[2].partition(":")[0].rstrip("."))
         labels = host.split(".")
-        for start in range(len(labels)):
-            name = ".".join(labels[start:])
-            for begins in self._paths.get(name, ()):
-                if path.startswith(begins) and path[len(begins) : len(begins) + 1] in ("", "/", "?", "@"):
-                    return name + begins
-        inner = _INNER.search(rest) if deep else None
-        return self._entry(f"http://{rest[inner.end() :]}", deep - 1) if inner else None
+        for name in (".".join(labels[start:]) for start in range(len(labels))):
+            if name in self._paths:
+                path, mark, query = rest.partition("?")
+                path = (posixpath.normpath("/" + path.lstrip("/")) if path.startswith("/") else path) + mark + query
+                for begins in self._paths[name]:
+                    if path.startswith(begins) and _END.match(path, len(begins)):
+                        return name + begins
+        return None
 
     def _add(self, entries: Iterable[str], source: str) -> None:
         for entry in entries:
@@ -104,6 +114,21 @@ class Blocklist:
             self._paths.setdefault(host, []).append(slash + unquote(path))
             if text.startswith(_GITHUB):
                 self._add((mirror + path for mirror in _MIRRORS), source)
+
+
+def _unquoted(text: str) -> str:
+    for _ in range(_ESCAPED):
+        if (plain := unquote(text)) == text:
+            break
+        text = plain
+    return text
+
+
+def _translated(host: str) -> str:
+    """Return the host that a translator's host stands for: `a--b-org.translate.goog` is `a-b.org`."""
+    if not host.endswith(_TRANSLATED):
+        return host
+    return "-".join(part.replace("-", ".") for part in host.removesuffix(_TRANSLATED).split("--"))
 
 
 def _lines(file: str) -> list[str]:

@@ -15,6 +15,7 @@ from dr_jax.web.reply import Fetched
 from dr_jax.web.tape.entry import Entry
 
 Hits = tuple[Hit, ...]
+_OURS = ("refused", "blocked", "robots")  # they follow from the settings of a run; others share its tape
 
 
 def of_hits(found: Hits | WebError) -> Entry:
@@ -30,11 +31,8 @@ def hits(entry: Entry) -> Hits | WebError:
     return WebError(**content) if isinstance(content, dict) else tuple(Hit(**hit) for hit in content)
 
 
-_OURS = frozenset({"refused", "blocked", "robots"})  # refusals that are of these settings, and not of the page
-
-
 def of_fetched(found: Fetched | WebError) -> Entry:
-    """Return fetched bytes as they are remembered; half a page, and an error that may pass elsewhere, for a replay only."""
+    """Return fetched bytes as they are remembered; for a replay only: half a page, errors that may pass, refusals of ours."""
     if isinstance(found, WebError):
         return Entry(encoded(found), error=True, passing=not found.lasting or found.kind in _OURS)
     meta = {name: value for name, value in asdict(found).items() if name != "body"}

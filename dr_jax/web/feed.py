@@ -17,10 +17,10 @@ from lxml import etree, html
 
 from dr_jax.web.visible import lines
 
-_REFERENCE = re.compile(r"&#([xX][0-9a-fA-F]{1,6}|[0-9]{1,7});")
 _ROOTS = {"rss", "feed", "RDF"}
 _ENTRIES = {"item", "entry"}
 _SAYS = ("encoded", "content", "description", "summary")  # the first of them that an entry has
+_REFERENCE = re.compile(r"&#(?:0*(\d{5})|[xX]0*([dD][89a-fA-F][0-9a-fA-F]{2}));")
 _DATES = ("published", "pubDate", "date", "updated", "lastBuildDate")
 
 
@@ -38,7 +38,7 @@ def read(markup: str) -> Feed | None:
     """Read a feed, or return None when this is none."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True, huge_tree=False, encoding="utf-8")
     try:
-        root = etree.fromstring(_REFERENCE.sub(_character, markup.lstrip()).encode(errors="replace"), parser)
+        root = etree.fromstring(_REFERENCE.sub(_no_half, markup.lstrip()).encode(), parser)
     except etree.XMLSyntaxError:
         return None
     if root is None or _name(root) not in _ROOTS:
@@ -53,15 +53,13 @@ def read(markup: str) -> Feed | None:
     return Feed(_line(_said(channel, ("title",))), "\n\n".join(filter(None, blocks)), tuple(links), _date(channel))
 
 
-def _character(reference: re.Match[str]) -> str:
-    """Replace references to halves of characters, which lxml takes and cannot say."""
-    text = reference.group(1)
-    code = int(text[1:], 16) if text[0] in "xX" else int(text)
-    return "\ufffd" if 0xD800 <= code <= 0xDFFF else reference.group()
+def _no_half(reference: re.Match[str]) -> str:
+    """Replace a reference to half of a surrogate pair, which libxml2 hands on and nothing can hold."""
+    return "\ufffd" if reference[2] or 0xD800 <= int(reference[1]) <= 0xDFFF else reference[0]
 
 
 def _name(node: etree._Element) -> str:
-    return node.tag.rpartition("}")[2] if isinstance(node.tag, str) else ""
+    return node.tag.rpartition("}")[2] if isinstance(node.tag, str) else ""  # it may be no name that XML allows
 
 
 def _children(node: etree._Element, names: tuple[str, ...]) -> Iterator[etree._Element]:

@@ -13,8 +13,9 @@ import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
@@ -26,6 +27,7 @@ Lookup = Callable[[str], Awaitable[list[str]]]
 
 _MAX_URL = 8_192
 _PORTS = (80, 443)
+_LOOKUPS = 64  # at a time: names that hang for as long as the system lets them must leave places for others
 _NOT_IN_URL = re.compile(r"[\x00-\x1f\x7f\\]")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _INNER_NAMES = ("localhost", "local", "internal", "intranet", "lan", "home.arpa", "onion", "invalid", "test")
@@ -135,8 +137,8 @@ class GuardedResolver(AbstractResolver):
 
     def __init__(self, guard: Guard, lookup: Lookup | None = None) -> None:
         self._guard = guard
-        self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="lookup")  # started on need; some names hang
-        self._lookup = lookup or self._system
+        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")  # started when needed
+        self._lookup = lookup or (lambda host: system_lookup(host, self._threads))
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
         """Return where to connect; names that the caller allowed lead to their own address and port.
@@ -157,10 +159,22 @@ class GuardedResolver(AbstractResolver):
         """Forget what is being looked up; a look-up in progress ends by itself."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _system(self, host: str) -> list[str]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
-        return [str(info[4][0]) for info in found]
+
+async def system_lookup(
+    host: str, threads: Executor | None = None, family: socket.AddressFamily = socket.AF_UNSPEC
+) -> list[str]:
+    """Return a name's addresses as the system knows them.
+
+    Args:
+        host: the name.
+        threads: where the system is asked; the event loop's own by default.
+        family: of the addresses that are meant.
+
+    Raises:
+        OSError: there is no such name.
+    """
+    ask = partial(socket.getaddrinfo, host, None, family, socket.SOCK_STREAM)
+    return [str(info[4][0]) for info in await asyncio.get_running_loop().run_in_executor(threads, ask)]
 
 
 def is_public(text: str) -> bool:

@@ -14,6 +14,7 @@ from html import unescape
 
 from lxml.html import HtmlElement
 
+from dr_jax.web.page import whole
 from dr_jax.web.visible import lines
 
 STUB = 600  # characters of text below which a page behind a paywall has shown nothing to speak of
@@ -140,7 +141,7 @@ def article_body(linked: str) -> str:
         text = str(json.loads(f'"{found.group(1)}"', strict=False)) if found else ""
     except ValueError:
         return ""
-    return re.sub(r"<[^<>]{1,200}>", " ", unescape(text)).encode(errors="replace").decode()  # half characters
+    return re.sub(r"<[^<>]{1,200}>", " ", unescape(whole(text)))
 
 
 def _of_the_page(time: HtmlElement) -> bool:

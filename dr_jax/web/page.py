@@ -114,6 +114,11 @@ class Page:
 _FIELDS = tuple(field.name for field in fields(Page))
 
 
+def whole(text: str) -> str:
+    """Return the text with halves of surrogate pairs replaced: JSON can spell them, UTF-8 cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def readable(content_type: str) -> bool:
     """Whether a content type (lower case, without parameters) can be made a page of; an empty one is looked into."""
     return (

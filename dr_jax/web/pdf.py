@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import logging
 import re
-import struct
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 
 from pypdf import PdfReader, apply_configuration, get_configuration
-from pypdf.errors import DependencyError, PyPdfError
+from pypdf.errors import DependencyError
 
 _MAX_PAGES = 400
 _MAX_CHARS = 500_000
@@ -36,11 +34,6 @@ _LIMITS = get_configuration().with_overwrites(
     jbig2dec_binary=None,  # pictures are not read, and no program is started
     disable_legacy_handling=True,
 )
-# pypdf meets broken files with errors of every kind; MemoryError is not among them: it ends the worker's task
-_BROKEN_FILE = (
-    PyPdfError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError,
-    struct.error, zlib.error,
-)  # fmt: skip
 _MAX_FAILURES = 3  # pages that may be broken before the rest is given up
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of every irregularity that it reads over
 
@@ -80,7 +73,9 @@ def read(body: bytes) -> Pdf:
             raise
         except DependencyError as error:  # its cipher would need another library
             raise LockedError("is encrypted") from error
-        except _BROKEN_FILE as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # pypdf meets broken files with errors of every kind, AssertionError among them
             raise PdfError("cannot be read as a PDF") from error
     return Pdf(title, text, date, more)
 
@@ -93,7 +88,9 @@ def _text(reader: PdfReader) -> tuple[str, bool]:
             return "\n\n".join(pages), True
         try:
             text = _tidy(reader.pages[number].extract_text())
-        except _BROKEN_FILE:
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - as above
             failures += 1
             continue
         if text:

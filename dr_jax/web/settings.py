@@ -45,7 +45,8 @@ class WebSettings:
         tape: what is remembered on disk.
         gateways: addresses (`http://host:port`) of gateways through which everything is asked, spelled alike wherever they are
             named; what searching may cost and what is remembered is theirs then, and no key is needed here. None: this process
-            has a way out of its own.
+            has a way out of its own. `block` holds here all the same; where `results` or `fetch.robots` differ from a
+            gateway's, the gateway's count, and that is said; a run that replays takes no gateway that does not.
         gateway: how they are served and asked.
     """
 
@@ -84,6 +85,11 @@ class WebSettings:
     def order(self) -> tuple[str, ...]:
         """The search providers, the first is asked first."""
         return (self.search,) if isinstance(self.search, str) else self.search
+
+    @property
+    def terms(self) -> dict[str, int | str | bool]:
+        """What a gateway says of itself, and a run through it should want the same."""
+        return {"results": self.results, "robots": self.fetch.robots, "replays": self.tape.mode == "replay"}
 
     @property
     def searching(self) -> SearchSettings:

@@ -28,7 +28,7 @@ from dr_jax.web.fetch import Fetcher
 from dr_jax.web.guard import AllowedHost, Guard, Lookup
 from dr_jax.web.once import Once
 from dr_jax.web.pace import Pace, QueueError
-from dr_jax.web.page import FORM, HTML, Page, WebError
+from dr_jax.web.page import FORM, HTML, Page, WebError, whole
 from dr_jax.web.reach import Reach
 from dr_jax.web.render import Renderer
 from dr_jax.web.reply import Fetched
@@ -153,7 +153,7 @@ class Web:
             ReplayMiss: a tape is replayed and does not hold this page.
         """
         self._metrics.add("web/open_n")
-        url = url.encode(errors="replace").decode()  # JSON can spell halves of characters, which nothing else takes
+        url = whole(url)
         if "local" in self._settings.order and (page := await self._of_corpus(url)) is not None:
             return self._counted(page)
         vetted = self._guard.vet_url(url)
@@ -200,6 +200,11 @@ class Web:
         """Of the tape: two webs of the same one buy nothing twice. "" where nothing is remembered."""
         return self._tape.identity
 
+    @property
+    def terms(self) -> dict[str, int | str | bool]:
+        """As those of the settings."""
+        return self._settings.terms
+
     def _make_desk(self) -> Desk:
         return Desk(
             self._settings.searching,
@@ -238,7 +243,11 @@ class Web:
                 if not self._is_to_be_rendered(fetched, page):
                     return page
                 rendered = await self._rendered(fetched)
-                shown = rendered if isinstance(rendered, WebError) else await self._read(rendered)
+                if isinstance(rendered, WebError):
+                    return page
+                if (refusal := self._guard.blocked(rendered.url)) is not None:
+                    return refusal
+                shown = await self._read(rendered)
                 return page if isinstance(shown, WebError) else shown
         except QueueError:
             raise WorldDownError(f"{url} was not opened: too many pages are being opened") from None

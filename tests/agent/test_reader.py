@@ -118,6 +118,12 @@ async def test_a_policy_may_stop(chat: Chat) -> None:
     assert len(policy.prompts) == 1
 
 
+async def test_half_a_character_of_a_reply_is_replaced(chat: Chat) -> None:
+    half = '{"information": "a \\ud83d face", "page_down": false}'
+    reader = model_reader(ScriptedPolicy(chat, [half]), chat, ReaderSettings())
+    assert await reader.read(page(TOWN), TASK, KEY) == (Reading(1, "a ? face"),)
+
+
 @pytest.mark.parametrize(
     "nonsense",
     ["no json", "{]", '{"information": 3}', '["information"]', "{" * 5000 + "}", '{"information": ' + "9" * 5000 + "}"],

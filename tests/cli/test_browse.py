@@ -1,5 +1,6 @@
 """What `dr-jax browse` prints of each kind of page, and how it ends where there is none."""
 
+import asyncio
 import json
 import logging
 import os
@@ -15,6 +16,11 @@ from typer.testing import CliRunner
 
 from dr_jax.base.errors import UserError
 from dr_jax.cli.main import app
+from dr_jax.littleweb.world import WorldSettings
+from dr_jax.train.worlds import way_out
+from dr_jax.web.page import Page, WebError
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.tape.entry import TapeSettings
 
 PAGES = Path(__file__).parents[1] / "web" / "pages"
 
@@ -97,6 +103,8 @@ def test_what_is_no_page() -> None:
         assert err.startswith("dr-jax: ")
     with pytest.raises(UserError, match="NAME=ADDRESS:PORT"):
         browse("http://a.org/", "--allow", "a.org")
+    with pytest.raises(UserError, match="--allow says nothing to a gateway"):
+        browse("http://a.org/", "--allow", "a.org=127.0.0.1:9", "--set", 'web.gateways=["http://127.0.0.1:9"]')
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -176,6 +184,21 @@ def test_littleweb_is_served_where_it_is_asked_for(tmp_path: Path) -> None:
     assert "name | " in told["text"]
     assert len(told["links"]) >= 20
     assert browse("http://lists.littleweb/nothing", "--config", str(config))[0] == 1
+
+
+def test_what_a_run_recorded_of_a_world_is_found_there(tmp_path: Path) -> None:
+    tape, url = TapeSettings("record", str(tmp_path / "tape")), "http://lists.littleweb/city"
+
+    async def recorded() -> Page | WebError:
+        async with way_out(WebSettings(tape=tape), WorldSettings(entities=200)) as web:
+            return await web.open(url)
+
+    page = asyncio.run(recorded())
+    assert isinstance(page, Page)
+    config = tmp_path / "small.toml"
+    config.write_text(f'[web.tape]\nmode = "replay"\npath = "{tape.path}"\n[littleweb]\nentities = 200\n')
+    code, out, _ = browse(url, "--config", str(config), "--json")
+    assert (code, json.loads(out)["text"]) == (0, page.text)
 
 
 def test_a_wrong_target_is_one_paragraph_and_exit_code_2() -> None:

@@ -35,6 +35,7 @@ class ToldWeb:
 
     def __init__(self, outcome: Any = (HIT,), *, sick: Exception | None = None, identity: str = "") -> None:
         self.outcome, self.sick, self.identity = outcome, sick, identity
+        self.terms = WebSettings().terms
         self.asked: list[str] = []
         self.ended = 0
         self.notes: dict[tuple[str, str], Any] = {}

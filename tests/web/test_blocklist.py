@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ OWN = Blocklist(BlockSettings(benchmarks=False, also=("Example.org", "https://ww
         ("https://r.example.net/http:/huggingface.co/datasets/x", "huggingface.co/datasets"),
         ("https://t.example.net/?u=https%3A%2F%2Fwww.paperswithcode.com%2Fx&l=en", "paperswithcode.com"),
         ("https://t.example.net/?u=https%253A%252F%252Fpaperswithcode.com", "paperswithcode.com"),
+        ("https://t.example.net/?u=https%25253A%25252F%25252Fhuggingface.co%25252Fdatasets", "huggingface.co/datasets"),
+        ("https://t.example.net/?u=https://huggingface.co/datasets&l=en", "huggingface.co/datasets"),
+        ("https://huggingface.co/api/datasets/hotpot_qa", "huggingface.co/api/datasets"),
+        ("https://huggingface.co/api/resolve-cache/datasets/x", "huggingface.co/api/resolve-cache/datasets"),
+        ("https://huggingface-co.translate.goog/datasets/x?_x_tr_sl=en", "huggingface.co/datasets"),
+        ("https://gaia--benchmark-xbench-org.translate.goog/", "xbench.org"),
+        ("https://r.jina.ai/huggingface.co/datasets/x", "huggingface.co/datasets"),
+        ("https://r.jina.ai/http:///huggingface.co:443/datasets/x", "huggingface.co/datasets"),
+        ("https://r.jina.ai/http://a.example/?u=http://b.example/&v=huggingface.co/datasets/x", "huggingface.co/datasets"),
+        ("https://huggingface.co/x/..%2fdatasets/x", "huggingface.co/datasets"),
+        ("https://huggingface.co/x/./../datasets;y/x", "huggingface.co/datasets"),
+        ("https://github.com/hotpotqa/hotpot.git", "github.com/hotpotqa/hotpot"),
+        ("https://cdn.statically.io/gh/hotpotqa/hotpot/main/x.json", "cdn.statically.io/gh/hotpotqa/hotpot"),
+        ("https://raw.githack.com/hotpotqa/hotpot/main/x.json", "raw.githack.com/hotpotqa/hotpot"),
     ],
 )
 def test_pages_of_benchmarks_are_covered(url: str, entry: str) -> None:
@@ -46,10 +61,26 @@ def test_pages_of_benchmarks_are_covered(url: str, entry: str) -> None:
         *("https://github.com/hotpotqa", "https://github.com/hotpotqa/hotpotting", "https://notpaperswithcode.com/"),
         *("https://en.wikipedia.org/wiki/Papers_with_Code", "https://paperswithcode.com.example.net/", "http://[bad", "words"),
         "https://example.org/?q=paperswithcode.com",
+        "https://example.org/paperswithcode.com",
+        *("https://example.org/?q=huggingface.co", "https://example.org/?u=https://huggingface.co/&next=/datasets/x"),
+        *("https://example.org/huggingface.co/datasets-explained", "https://example.org/?q=what+is+huggingface.co/datasets"),
+        *(
+            "https://huggingface.co/datasets/../bert",
+            "https://github.com/hotpotqa/hotpot.gitter",
+            "https://a-b.translate.goog/",
+        ),
     ],
 )
 def test_other_pages_are_not(url: str) -> None:
     assert BUILT_IN.entry(url) is None
+
+
+def test_addresses_inside_each_other_take_no_time() -> None:
+    start = time.perf_counter()
+    assert not any(
+        BUILT_IN.entry("http://a.example" + part * (8_000 // len(part))) for part in ("/huggingface.co", "/http://", "=a.b")
+    )
+    assert time.perf_counter() - start < 2.0
 
 
 def test_entries_of_ones_own() -> None:

@@ -311,6 +311,9 @@ def test_pages_about_scripts_are_read() -> None:
     told = json.dumps({"@type": "Article", "articleBody": f'Line "one". {PROSE}'})
     page = read(document(f"<div id=root></div><script type='application/ld+json'>{told}</script>"))
     assert page.text.startswith('Line "one". The old')
+    told = f'{{"articleBody": "half \\ud83d of a pair. {PROSE}"}}'
+    page = read(document(f"<div id=root></div><script type='application/ld+json'>{told}</script>"))
+    assert page.text.startswith("half ? of a pair.")
 
 
 RSS = """<?xml version="1.0" encoding="utf-8"?><rss version="2.0" xmlns:c="http://purl.org/rss/1.0/modules/content/"><channel>
@@ -332,6 +335,23 @@ def test_feeds(content_type: str) -> None:
     assert page.links == (("A ship", "http://a.org/ship"), ("A crane", "http://b.org/crane"))
     page = read(ATOM, content_type="application/atom+xml")
     assert (page.title, page.text, page.links) == ("Notes", "One\n2024-02-01\nFirst words.", (("One", "http://a.org/one"),))
+
+
+def test_halves_of_surrogate_pairs_and_odd_names_in_a_feed() -> None:
+    halves = "&#55357;&#x0000DE00; &#55295;&#57344; &amp;#55357; &#xD7FF;&#x1F600;"
+    odd = "<linkhttp:>x</linkhttp:><a:b:c/><description>&lt;p&gt;&amp;#55357; one&lt;/p&gt;</description>"
+    page = read(f"<rss><channel><title>T {halves}</title>{odd}</channel></rss>", content_type="text/xml")
+    assert page.title == "T \ufffd\ufffd \ud7ff\ue000 &#55357; \ud7ff\U0001f600"
+    assert page.text.encode().endswith(b" one")
+    assert read(document(f"<p>{halves} {PROSE}</p>")).text.encode()
+
+
+def test_many_comments_before_the_root_take_no_time() -> None:
+    comments = "<?xml version='1.0'?>\n" + "<!-- a --> <?b?>\n" * 2_000
+    start = time.perf_counter()
+    assert read(f"{comments}{RSS.partition('?>')[2]}", content_type="text/xml").title == "Harbour news"
+    assert read(f"{comments}words", content_type="text/xml").text.endswith("words")
+    assert time.perf_counter() - start < 1.0  # 0.1 s is usual; all ways to part them would take for ever
 
 
 def test_what_only_looks_like_a_feed_is_text() -> None:

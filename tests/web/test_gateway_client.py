@@ -5,6 +5,7 @@ import itertools
 import re
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,14 @@ from aiohttp import web as server
 
 from dr_jax.base.errors import UserError, WorldDownError
 from dr_jax.base.metrics import Metrics
+from dr_jax.web.blocklist import BlockSettings
 from dr_jax.web.gateway import wire
+from dr_jax.web.gateway.client import RemoteWeb
 from dr_jax.web.gateway.peer import Peer
-from tests.web.gateways import HIT, Handler, ToldWeb, gateways, impostor, quick, remote, until
+from dr_jax.web.page import Hit, Page, WebError
+from dr_jax.web.settings import WebSettings
+from dr_jax.web.tape.entry import TapeSettings
+from tests.web.gateways import HIT, WORLD, Handler, ToldWeb, gateways, impostor, quick, remote, until
 
 TOKEN = "t0ken-0123456789abcdef"
 QUERIES = [f"query {number}" for number in range(40)]
@@ -68,6 +74,42 @@ async def test_what_one_does_not_answer_another_is_asked(what: str) -> None:
     assert told.asked == QUERIES
 
 
+async def test_a_bug_that_one_request_meets_ends_that_request_and_no_gateway() -> None:
+    bugs, metrics = [ToldWeb(ValueError("a bug")), ToldWeb(ValueError("a bug"))], Metrics()
+    async with gateways(*bugs, metrics=metrics) as served, remote(*(one.url for one in served), rest_s=60.0) as web:
+        with pytest.raises(WorldDownError, match="failed over this request"):
+            await asyncio.wait_for(web.search("x"), 10)
+        assert not any(peer.rests_s for peer in web._peers)
+        for bug in bugs:
+            bug.outcome = (HIT,)
+        assert await web.search("y") == (HIT,)
+    assert metrics.drain()["gateway/failed/fault"] == 2  # another gateway may have done without
+
+
+async def test_the_runs_own_settings_hold_or_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    bad, good = Hit("T", "http://quiz.example/1", "s"), Hit("T", "http://a.example/", "s")
+    told, metrics = ToldWeb((bad, good, good, good)), Metrics()
+    blocks = {"block": BlockSettings(also=("quiz.example",)), "search_s": 1e-3, "open_s": 1e-3}
+    async with gateways(told) as (one,):
+        settings = WebSettings(gateways=(one.url,), gateway=quick(), results=2, **blocks)
+        with caplog.at_level("WARNING", "dr_jax"):
+            async with RemoteWeb(settings, WORLD, metrics=metrics) as web:
+                assert f"gateway {one.url} has settings of its own, which count: results 10 (here 2)" in caplog.text
+                assert await web.search("x") == (good, good)
+                told.outcome = Page("http://quiz.example/1", "T", "gold")  # where another address has led
+                for url in ("http://quiz.example/1", "http://a.example/"):
+                    found = await web.open(url)
+                    assert isinstance(found, WebError)
+                    assert found.kind == "blocked"
+        assert told.asked == ["x", "http://a.example/"]
+        assert metrics.drain()["web/blocked_hits"] == 1
+        with pytest.raises(UserError, match="asks the network"):
+            await RemoteWeb(replace(settings, tape=TapeSettings("replay", "/no/tape")), WORLD).__aenter__()
+        told.terms |= {"replays": True}
+        async with RemoteWeb(replace(settings, tape=TapeSettings("replay", "/no/tape")), WORLD):
+            pass
+
+
 async def test_nobody_is_there_any_more() -> None:
     told = ToldWeb()
     serving = gateways(told, ToldWeb())
@@ -98,6 +140,23 @@ async def test_a_gateway_that_returns_is_asked_again_and_an_outage_only_pauses()
         del handlers[wire.HELLO]
         assert await asyncio.wait_for(searching, 10) == (HIT,)
         await asyncio.wait_for(waiting, 10)
+
+
+async def test_one_that_says_hello_and_fails_at_its_work_rests_all_the_same() -> None:
+    asked: list[str] = []
+
+    async def fail(request: server.Request) -> server.StreamResponse:
+        asked.append(request.path)
+        return server.json_response({"refused": "a bug"}, status=500)
+
+    handlers: dict[str, Handler] = {wire.SEARCH: fail}
+    async with impostor(handlers) as url, remote(url, probe_s=0.01, rest_s=60.0, rest_max_s=60.0, answer_s=0.5) as web:
+        with pytest.raises(WorldDownError, match="a bug"):
+            await web.search("x")
+        assert (len(asked), web._peers[0].rests_s > 50) == (1, True)
+        web._peers[0]._until = 0.0
+        web._peers[0].failed("it is silent", silent=True)
+        await until(lambda: not web._peers[0].rests_s)  # it says hello
 
 
 async def test_a_frozen_gateway_is_given_up_with_what_is_under_way_there() -> None:

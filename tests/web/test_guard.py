@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,14 @@ def test_nobody_is_reached_from_within_a_world_of_canaries(mode: str) -> None:
     assert sum(end == "page" for end in found["ends"].values()) > len(PAGES)  # what may be opened was
     assert (found["counted"].get("web/render_n", 0) > len(PAGES)) == (mode == "always")
     assert (found["counted"].get("web/render_refused", 0) > 100) == (mode == "always")
+
+
+async def test_names_that_hang_leave_places_for_others() -> None:
+    resolver, go = GuardedResolver(Guard([])), threading.Event()
+    try:
+        for _ in range(40):  # as getaddrinfo does where a name server does not answer
+            resolver._threads.submit(go.wait, 20.0)
+        assert await asyncio.wait_for(resolver._lookup("127.0.0.1"), 10.0) == ["127.0.0.1"]
+    finally:
+        go.set()
+        await resolver.close()

@@ -1,4 +1,5 @@
 import runpy
+import struct
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from dr_jax.web.workers import Extractors, ExtractSettings
 
 MAKE = runpy.run_path(str(Path(__file__).parent / "pages" / "make.py"))["pdf"]
 REPORT = MAKE([["The quay is long, and was re-", "built in 1931."], [], ["It has two cranes."]], "A report", "19320115")
+
+ROWS = struct.pack(">BHBBHBBHB", 0, 0, 0, 2, 2, 0, 1, 9, 0)  # the catalogue is said to be inside the table itself
+OF_ITSELF = (
+    b"%%PDF-1.5\n2 0 obj\n<< /Type /XRef /Size 3 /Root 1 0 R /W [1 2 1] /Length %d >>\nstream\n%b\nendstream\nendobj\n"
+    b"startxref\n9\n%%%%EOF\n" % (len(ROWS), ROWS)
+)
 
 
 def read(body: bytes, content_type: str = "application/pdf") -> Page | WebError:
@@ -31,6 +38,7 @@ def test_title_date_and_pages(content_type: str) -> None:
         (b"%PDF-1.7", "protocol"),
         (b"%PDF-1.4\n" + bytes(range(256)) * 40, "protocol"),
         (b"<html>not found</html>", "protocol"),
+        (OF_ITSELF, "protocol"),  # which pypdf asserts to be otherwise
         (MAKE([[]], "Nothing", "20200101"), "empty"),  # as a scan is
         (REPORT.replace(b"/Info", b"/Encrypt << /Filter /Standard /V 2 /R 3 /P -4 /O (x) /U (y) >> /Info"), "denied"),
     ],

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,17 @@ from aiohttp import web as server
 from dr_jax.base.errors import UserError, WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.blocklist import BlockSettings
+from dr_jax.web.entries import of_fetched
 from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.pace import PaceSettings
 from dr_jax.web.page import Hit, Page, WebError
+from dr_jax.web.render import RenderSettings
+from dr_jax.web.reply import Fetched
+from dr_jax.web.search.settings import LocalSettings
 from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import ReplayMiss, TapeSettings
+from dr_jax.web.tape.tape import Tape
 from dr_jax.web.web import Web
 from dr_jax.web.workers import ExtractSettings
 from tests.web.conftest import Site
@@ -181,7 +187,7 @@ async def test_recorded_then_replayed_with_the_server_gone(site: Site, make_web:
     first = dict(site.asked)
     async with make_web(tape=TapeSettings("record", path)) as web:
         assert await run(web) == recorded
-    first["/moved"] += 1  # that it leads inside is a matter of the settings of the day, and not remembered
+    first["/moved"] += 1  # whether it is refused is a matter of settings
     assert dict(site.asked) == first  # what is fresh is not asked again
     metrics = Metrics()
     site.port = 1
@@ -249,6 +255,39 @@ async def test_what_is_blocked_is_neither_found_nor_opened(site: Site, make_web:
     assert site.asked["/answers/1"] == 1
 
 
+async def test_what_one_run_refuses_another_of_the_same_tape_may_open(site: Site, make_web: MakeWeb, tmp_path: Path) -> None:
+    site.page("/moved", status=302, Location="http://quiz.littleweb/answers")
+    site.page("/answers", "<p>gold")
+    site.page("/robots.txt", "User-agent: *\nDisallow: /left")
+    site.page("/left", "<p>alone")
+    urls = ("http://a.littleweb/moved", "http://b.littleweb/left")
+    tape, strict = TapeSettings("record", str(tmp_path / "tape")), {"block": BlockSettings(also=("quiz.littleweb",))}
+    obeys = replace(QUICK, robots="obey")
+    async with make_web(tape=tape, fetch=obeys, **strict) as web:
+        refused = [await web.open(url) for url in urls]
+    assert [isinstance(one, WebError) and one.kind for one in refused] == ["blocked", "robots"]
+    async with make_web(tape=replace(tape, mode="replay"), fetch=obeys, **strict) as web:
+        assert [await web.open(url) for url in urls] == refused
+    async with make_web(tape=tape) as web:
+        assert [type(await web.open(url)) for url in urls] == [Page, Page]
+    assert of_fetched(WebError("extract", "the browser failed")).passing
+
+
+async def test_where_a_remembered_page_has_led_is_blocked_too(site: Site, make_web: MakeWeb, tmp_path: Path) -> None:
+    site.page("/page", "<p>It moves on.")
+    tape = TapeSettings("record", str(tmp_path / "tape"))
+    async with make_web(tape=tape) as web:
+        await web.open("http://a.littleweb/page")
+    async with Tape(tape, Metrics()) as kept:
+        led = Fetched("http://quiz.littleweb/answers", 200, "text/html", "utf-8", b"<p>gold")
+        await kept.keep("fetch", "rendered http://a.littleweb/page", of_fetched(led))
+    blocks = BlockSettings(also=("quiz.littleweb",))
+    async with make_web(tape=replace(tape, mode="replay"), render=RenderSettings("always"), block=blocks) as web:
+        found = await web.open("http://a.littleweb/page")
+    assert isinstance(found, WebError)
+    assert found.kind == "blocked"
+
+
 async def test_a_page_that_hangs_the_parser_is_an_observation(site: Site, make_web: MakeWeb) -> None:
     """Many elements, in too little time for any parser."""
     site.page("/slow", "<p>" + "<b>x</b>&amp; " * 150_000)
@@ -287,6 +326,18 @@ async def test_injected_pages_end_nothing(site: Site, make_web: MakeWeb) -> None
             assert f"Before {number}." in page.text
             assert len(page.text) <= 500_000
     assert sum(isinstance(page, Page) for page in pages) >= 8
+
+
+async def test_half_a_character_ends_nothing(make_web: MakeWeb, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    local = LocalSettings(str(tmp_path / "a.txt"), index=str(tmp_path / "index"))
+    tape = TapeSettings("record", str(tmp_path / "tape"))
+    async with make_web(search=("littleweb", "local"), local=local, tape=tape) as web:
+        found = await web.open("http://a.littleweb/\ud800")
+        assert isinstance(found, WebError)
+        assert found.kind == "not_found"
+        await web.keep("reading", "k", ["\ud83d"])
+        assert await web.kept("reading", "k") == ["\ud83d"]
 
 
 async def test_cancelling_leaves_no_task_socket_or_process(site: Site, make_web: MakeWeb) -> None:

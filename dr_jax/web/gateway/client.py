@@ -5,7 +5,8 @@ Out:   hits, or a page, or WebError, as the gateway's own `Web` returned it
 Fails: WorldDownError when no gateway answers in time, or the world is down at all of them; BudgetError and ReplayMiss as they
        were raised there
 Holds: what a gateway does not answer is asked at another one; which one is asked follows from its health, then from what is
-       asked, so that the same question meets the same memory, and from load where they share one tape; `close` leaves no task
+       asked, so that the same question meets the same memory, and from load where they share one tape; the run's own block
+       list holds, whatever the gateway's; `close` leaves no task
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import aiohttp
 from dr_jax.base.errors import UserError, WorldDownError
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.base.trace import logger
+from dr_jax.web.blocklist import Blocklist
 from dr_jax.web.gateway import wire
 from dr_jax.web.gateway.peer import Misfit, Peer, PeerError
 from dr_jax.web.gateway.settings import vet_gateway
 from dr_jax.web.gateway.wire import Answer
+from dr_jax.web.guard import Guard
 from dr_jax.web.page import Hit, Page, WebError
 from dr_jax.web.search.provider import vet_query
 from dr_jax.web.settings import WebSettings
@@ -45,12 +48,14 @@ class RemoteWeb:
             how many may be asked.
 
     Raises:
-        UserError: on entering: no gateway can be reached; one refuses the token, or serves something else.
+        UserError: the block list cannot be read; on entering: no gateway can be reached; one refuses the token, or serves
+            something else.
     """
 
     def __init__(self, settings: WebSettings, world: str, *, metrics: Metrics | None = None) -> None:
         self._settings, self._world = settings, world
         self._metrics = metrics or Metrics()
+        self._guard = Guard(block=Blocklist(settings.block))
         self._peers: list[Peer] = []
 
     async def __aenter__(self) -> RemoteWeb:
@@ -61,7 +66,10 @@ class RemoteWeb:
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=headers, timeout=timeout
         )
-        self._peers = [Peer(url, self._world, self._session, settings) for url in map(vet_gateway, self._settings.gateways)]
+        replays = self._settings.tape.mode == "replay"
+        self._peers = [
+            Peer(vet_gateway(url), self._world, self._session, settings, replays=replays) for url in self._settings.gateways
+        ]
         try:
             await self._greet()
         except BaseException:
@@ -83,13 +91,18 @@ class RemoteWeb:
         if isinstance(asked, WebError):
             return self._counted(asked)
         with timed(self._metrics, "web/search_s"), self._failures():
-            return self._counted(await self._ask(wire.SEARCH, {"query": asked}, asked, wire.read_hits))
+            found = await self._ask(wire.SEARCH, {"query": asked}, asked, wire.read_hits)
+        return self._counted(found if isinstance(found, WebError) else self._unblocked(found)[: self._settings.results])
 
     async def open(self, url: str) -> Page | WebError:
         """Open a page, as `Web.open` does."""
         self._metrics.add("web/open_n")
+        if (refusal := self._guard.blocked(url)) is not None:
+            return self._counted(refusal)
         with timed(self._metrics, "web/open_s"), self._failures():
-            return self._counted(await self._ask(wire.OPEN, {"url": url}, url, wire.read_page))
+            found = await self._ask(wire.OPEN, {"url": url}, url, wire.read_page)
+        refused = self._guard.blocked(found.url) if isinstance(found, Page) else None
+        return self._counted(refused or found)
 
     async def healthy(self) -> None:
         """Wait until a gateway is there at which a search provider may be asked.
@@ -135,7 +148,7 @@ class RemoteWeb:
                     peer.went_well()
                     return found
             except PeerError as error:
-                self._gave_up(peer, str(error), error.after_s)
+                self._gave_up(peer, str(error), error.after_s, silent=error.silent)
             except Misfit as error:
                 self._gave_up(peer, str(error))
             except (KeyError, TypeError, ValueError) as error:
@@ -175,9 +188,9 @@ class RemoteWeb:
         told = "; ".join(f"{peer.url}: {peer.why or 'not in time'}" for peer in self._peers)
         return WorldDownError(f"No gateway answered within {self._settings.gateway.answer_s:g} s ({told})")
 
-    def _gave_up(self, peer: Peer, why: str, after_s: float | None = None) -> None:
+    def _gave_up(self, peer: Peer, why: str, after_s: float | None = None, *, silent: bool = False) -> None:
         self._metrics.add("gateways/failures")
-        peer.failed(why, after_s)
+        peer.failed(why, after_s, silent=silent)
 
     async def _greet(self) -> None:
         """Ask every gateway whether it is there.
@@ -197,7 +210,12 @@ class RemoteWeb:
                 fix="start one there (`dr-jax web-gateway CONFIG --host ADDRESS --port PORT`), or leave web.gateways out",
             )
         for peer, error in silent.items():
-            peer.failed(str(error))
+            peer.failed(str(error), silent=True)
+        for peer in self._peers:
+            theirs = {name: value for name, value in self._settings.terms.items() if peer.terms.get(name, value) != value}
+            if theirs:
+                told = ", ".join(f"{name} {peer.terms[name]!r} (here {value!r})" for name, value in theirs.items())
+                _LOG.warning("gateway %s has settings of its own, which count: %s", peer.url, told)
         self._metrics.gauge("gateways/ready", len(self._peers) - len(silent))
 
     async def _watch(self) -> None:
@@ -213,6 +231,12 @@ class RemoteWeb:
         except WorldDownError:
             self._metrics.add("web/errors/world_down")
             raise
+
+    def _unblocked(self, hits: tuple[Hit, ...]) -> tuple[Hit, ...]:
+        kept = tuple(hit for hit in hits if self._guard.blocked(hit.url) is None)
+        if len(kept) < len(hits):
+            self._metrics.add("web/blocked_hits", len(hits) - len(kept))
+        return kept
 
     def _counted(self, found: Found) -> Found:
         if isinstance(found, WebError):

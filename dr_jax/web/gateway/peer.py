@@ -3,8 +3,8 @@
 In:    a request of `wire`
 Out:   its answer
 Fails: PeerError: this gateway does not answer, another may; Misfit: it is none for this run; UserError: no gateway takes it
-Holds: one that fails is left alone, for twice as long each time; one that gives no sign of life twice in a row is given up with
-       everything that is under way there, one that says that it is stopping is not
+Holds: one that fails is left alone, for twice as long each time, or until it says hello if it was silent; one that gives no
+       sign of life twice in a row is given up with all that is under way there, one that says that it is stopping is not
 """
 
 from __future__ import annotations
@@ -56,12 +56,17 @@ class Peer:
         world: the one that is meant.
         session: connections to it, with the token.
         settings: how it is asked.
+        replays: whether only a gateway will do that asks nothing of the network.
     """
 
-    def __init__(self, url: str, world: str, session: aiohttp.ClientSession, settings: GatewaySettings) -> None:
+    def __init__(
+        self, url: str, world: str, session: aiohttp.ClientSession, settings: GatewaySettings, *, replays: bool = False
+    ) -> None:
         self.url, self.why, self.tape = url, "", ""
+        self.terms: dict[str, Any] = {}  # as it says, once it was greeted
+        self._replays = replays
         self._world, self._session, self._settings = world, session, settings
-        self._failures, self._misses, self._until = 0, 0, 0.0
+        self._failures, self._misses, self._until, self._silent = 0, 0, 0.0, False
         self._limits: set[asyncio.Timeout] = set()
 
     @property
@@ -84,7 +89,8 @@ class Peer:
         told = await self._sent("GET", wire.HELLO, None, self._settings.connect_s)
         try:
             protocol, worlds, tape = told["protocol"], list(told["worlds"]), str(told["tape"])
-        except (KeyError, TypeError):
+            terms = dict(told.get("terms", {}))
+        except (KeyError, TypeError, ValueError):
             raise self._misfit("is no gateway of dr_jax", "the address of one, in web.gateways") from None
         if protocol != wire.PROTOCOL:
             found = f"speaks version {protocol} of the protocol (dr_jax {told.get('version')})"
@@ -92,7 +98,11 @@ class Peer:
         if self._world not in worlds:
             served = ", ".join(map(repr, worlds))
             raise self._misfit(f"serves {served}", f"{self._world!r}: start it with the config of this run")
-        self.tape = tape
+        if self._replays and not terms.get("replays"):
+            raise self._misfit(
+                "asks the network", 'one that replays a tape (web.tape.mode = "replay"), as this run says it does'
+            )
+        self.tape, self.terms = tape, terms
 
     async def ask(self, path: str, asked: dict[str, Any], within_s: float) -> Answer:
         """Ask, and return the answer.
@@ -105,26 +115,35 @@ class Peer:
         return await self._sent("POST", path, asked | {"world": self._world}, within_s)
 
     async def look(self) -> None:
-        """Look whether it is well, and let it be asked again if it is."""
+        """Look whether it is there, and let it be asked again if it was not; what fails at its work rests for its time."""
         try:
             await self.greet()
         except (PeerError, UserError) as error:
             self._misses = self._misses + 1 if isinstance(error, PeerError) and error.silent else 0
-            self.failed(str(error))
+            self.failed(str(error), silent=True)
             if self._misses >= _MISSES:
                 for limit in self._limits:
                     if not limit.expired():
                         limit.reschedule(asyncio.get_running_loop().time())
             return
-        if self.rests_s:
+        self._misses = 0
+        if self.rests_s and self._silent:
             _LOG.info("gateway %s is back", self.url)
-        self._misses, self._until = 0, 0.0
+            self._until = 0.0
 
-    def failed(self, why: str, after_s: float | None = None) -> None:
-        """Leave it alone for a while; what was asked before it was left alone says nothing new."""
+    def failed(self, why: str, after_s: float | None = None, *, silent: bool = False) -> None:
+        """Leave it alone for a while; what was asked before it was left alone says nothing new.
+
+        Args:
+            why: it failed.
+            after_s: how long it asks to be left alone.
+            silent: whether a sign of life is all that is waited for.
+        """
         self.why = why
         if self.rests_s:
+            self._silent |= silent
             return
+        self._silent = silent
         if after_s is None:
             rest = min(self._settings.rest_max_s, self._settings.rest_s * 2 ** min(self._failures, _DOUBLINGS))
             self._failures += 1

@@ -188,14 +188,13 @@ class Gateway:
     async def _ended(self, work: Awaitable[Answer]) -> Answer:
         try:
             return await work
+        except _Refusal:
+            raise
         except DrJaxError as error:
             answer = wire.failed(error)
             self._metrics.add(f"gateway/failed/{answer['failed']['kind']}")
             return answer
-        except _Refusal:
-            raise
-        # A fault of ours over this one request: told as a 500, it would have this gateway left alone by everybody.
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001 - a bug that one request meets must not make every client leave this gateway alone
             _LOG.exception("a request failed")
             self._metrics.add("gateway/failed/fault")
             return wire.failed(WorldDownError("The gateway failed over this request"))
@@ -203,8 +202,9 @@ class Gateway:
     async def _hello(self, _: server.Request) -> server.Response:
         if self._stopping:
             raise _Refusal(503, "stopping", "this gateway is stopping")
-        tape = next((web.identity for web in self._webs.values()), "")
-        told = {"protocol": wire.PROTOCOL, "version": __version__, "worlds": list(self._webs), "tape": tape}
+        told: Answer = {"protocol": wire.PROTOCOL, "version": __version__, "worlds": list(self._webs), "tape": "", "terms": {}}
+        for web in self._webs.values():  # they are alike in these
+            told |= {"tape": web.identity, "terms": web.terms}
         return server.json_response(told)
 
     async def _healthz(self, _: server.Request) -> server.Response:
@@ -287,7 +287,7 @@ async def _healthy(web: Web) -> Answer:
         async with asyncio.timeout(_HEALTHY_S):
             await web.healthy()  # begins to look for a provider that is up, which goes on when nobody waits for it
     except TimeoutError:
-        raise WorldDownError("No search provider is up") from None
+        raise WorldDownError("Searches or pages cannot be had now") from None
     return {"healthy": True}
 
 

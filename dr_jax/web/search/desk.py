@@ -7,7 +7,6 @@ Holds: a server that the settings name may be on loopback or in a private networ
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.fetch import Fetcher, FetchSettings
-from dr_jax.web.guard import AllowedHost, Guard, Lookup, is_public
+from dr_jax.web.guard import AllowedHost, Guard, Lookup, is_public, system_lookup
 from dr_jax.web.pace import Pace, Slots
 from dr_jax.web.page import Page, WebError
 from dr_jax.web.search.breaker import Breaker
@@ -179,13 +178,8 @@ async def leave(url: str, allow: Iterable[AllowedHost] = (), lookup: Lookup | No
         if host in (urlsplit(provider.url).hostname for provider in PROVIDERS.values()):
             return []
         try:
-            found = await (lookup or _system)(host)
+            found = await (lookup(host) if lookup else system_lookup(host, family=socket.AF_INET))
         except OSError:  # asking it will say so
             return []
     reached = any(map(is_public, found)) and port in (80, 443)
     return [] if reached or not found else [AllowedHost(host, found[0], port)]
-
-
-async def _system(host: str) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
-    return [str(info[4][0]) for info in found]
