@@ -13,10 +13,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
-from yarl import URL
-
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
+from dr_jax.web.guard import host_of
 from dr_jax.web.page import WebError
 from dr_jax.web.recovery import Recovery
 from dr_jax.web.reply import Fetched
@@ -65,7 +64,7 @@ class Reach:
             self._remember(url)
             return found
         self._failing.append(url)
-        if len(self._failing) >= self._settings.failures and len({_host(one) for one in self._failing}) >= _HOSTS:
+        if len(self._failing) >= self._settings.failures and len({host_of(one) for one in self._failing}) >= _HOSTS:
             why = f"the last {len(self._failing)} pages could not be reached, at last because {found.message}"
             del self._failing[:-_TRIED]
             self._breaker.failed(ticket, why, for_s=0.0)
@@ -105,7 +104,7 @@ class Reach:
 
     def _remember(self, url: str) -> None:
         self._failing.clear()
-        host = _host(url)
+        host = host_of(url)
         self._seen[host] = url
         self._seen.move_to_end(host)
         while len(self._seen) > _TRIED:
@@ -127,7 +126,3 @@ class Reach:
                 self._breaker.failed(ticket, failed[0].message)
         finally:
             self._breaker.left(ticket)
-
-
-def _host(url: str) -> str:
-    return URL(url).raw_host or ""
