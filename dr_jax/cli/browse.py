@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -23,7 +22,7 @@ from dr_jax.base.errors import UserError
 from dr_jax.base.metrics import Metrics
 from dr_jax.cli.train import Json
 from dr_jax.tokens.policy import RequestKey
-from dr_jax.web.guard import AllowedHost
+from dr_jax.web.guard import AllowedHost, host_of
 from dr_jax.web.page import Page, WebError
 from dr_jax.web.settings import WebSettings
 from dr_jax.web.web import Web
@@ -152,7 +151,7 @@ async def _open(url: str, settings: WebSettings, world: WorldSettings, allowed: 
     if "local" not in settings.order:  # nothing is searched, so nobody needs a key
         settings = replace(settings, search="littleweb")
     async with AsyncExitStack() as stack:
-        if _host(url).endswith(".littleweb") and settings.tape.mode != "replay":
+        if host_of(url).endswith(".littleweb") and settings.tape.mode != "replay":
             from dr_jax.littleweb.site import serve
             from dr_jax.littleweb.world import build
 
@@ -160,13 +159,6 @@ async def _open(url: str, settings: WebSettings, world: WorldSettings, allowed: 
             allowed = (*allowed, AllowedHost(suffix="littleweb", address="127.0.0.1", port=site.port))
         web = await stack.enter_async_context(Web(settings, allow=allowed, world=name))
         return await web.open(url)
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
 
 
 async def _read(page: Page, question: str, settings: ReaderSettings) -> tuple[Reading, ...]:

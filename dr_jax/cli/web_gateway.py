@@ -45,6 +45,9 @@ def command(
 
     Several gateways on one machine share a tape (web.tape.mode=record, one web.tape.path): what one has bought, none buys
     again. Each has web.budget of its own. GET /healthz says whether it lives, GET /metrics counts, times and costs.
+
+    Where strangers can connect, put it behind a proxy that bounds connections and encrypts. Whatever stops it must wait for
+    longer than web.gateway.grace_s = 60: Kubernetes waits for 30 s, unless terminationGracePeriodSeconds says otherwise.
     """
     settings = read(_Settings, config, overrides or [], part=True)
     asyncio.run(_serve(replace(settings, web=replace(settings.web, gateways=())), host, port, as_json=as_json))

@@ -1,9 +1,9 @@
 """Ask one address over HTTP, within limits, again where asking again can help.
 
-In:    a URL; for `post` also a JSON payload and headers
+In:    a URL; for `once` also headers and a JSON payload
 Out:   Fetched: the bytes, where they were found in the end, what they claim to be; or WebError
 Holds: every hop is vetted and every await has a deadline; wire bytes, content bytes, hops and headers are bounded; no
-       cookies, no proxies or credentials of the environment; `post` follows no redirect, so its headers stay where they belong
+       cookies, no proxies or credentials of the environment; `once` follows no redirect, so its headers stay where they belong
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.guard import Guard, GuardedResolver, Lookup
 from dr_jax.web.inflate import ACCEPTED, EncodingError, inflate
-from dr_jax.web.pace import Pace, QueueError, Slots
+from dr_jax.web.pace import Pace, QueueError
 from dr_jax.web.page import WebError, readable
 from dr_jax.web.reply import AgainError, Answer, Fetched, check_again, content_type, explained, kind_of, validator
 from dr_jax.web.robots import Robots
@@ -94,7 +94,6 @@ class _Ask:
     url: str
     payload: object = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    slots: Slots | None = None
     service: bool = False  # not a page: chosen by the settings, answers in any status, redirects nowhere
     known: Fetched | None = None
     takes: Callable[[str], bool] = readable
@@ -122,7 +121,7 @@ class Fetcher:
     ) -> None:
         self._settings, self._guard, self._pace, self._metrics = settings, guard, pace, metrics
         self._resolver = GuardedResolver(guard, lookup)
-        self._robots = Robots(self._robots_txt, settings.user_agent) if settings.robots == "obey" else None
+        self._robots = Robots(self._robots_txt) if settings.robots == "obey" else None
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="inflate")  # started with the first encoded body
         self._session: aiohttp.ClientSession | None = None
 
@@ -160,17 +159,6 @@ class Fetcher:
     async def _robots_txt(self, url: str) -> Fetched | WebError:
         self._metrics.add("web/robots_n")
         return await self._attempts(_Ask("GET", url, takes=lambda _: True))
-
-    async def post(self, url: str, payload: object, headers: Mapping[str, str], slots: Slots) -> Fetched | WebError:
-        """Send JSON to a service that the settings chose, and return its answer, whatever its status; follow no redirect.
-
-        Args:
-            url: of the service.
-            payload: what is sent.
-            headers: in addition to the usual ones; a key belongs here.
-            slots: the service's own limits, in place of those of pages.
-        """
-        return await self._attempts(_Ask("POST", url, payload, headers, slots, service=True))
 
     async def once(
         self, method: Literal["GET", "POST"], url: str, headers: Mapping[str, str], payload: object = None
@@ -259,8 +247,6 @@ class Fetcher:
         return WebError("redirects", f"{ask.url} redirects more than {self._settings.redirects} times")
 
     def _slot(self, ask: _Ask, url: str) -> AbstractAsyncContextManager[None]:
-        if ask.slots is not None:
-            return ask.slots.slot(self._pace.settings.queue_s)
         if ask.service:
             return nullcontext()
         host = URL(url).raw_host or ""

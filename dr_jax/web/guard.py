@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
@@ -175,6 +176,14 @@ async def system_lookup(
     """
     ask = partial(socket.getaddrinfo, host, None, family, socket.SOCK_STREAM)
     return [str(info[4][0]) for info in await asyncio.get_running_loop().run_in_executor(threads, ask)]
+
+
+def host_of(url: str) -> str:
+    """Return the host of an address, in lower case; "" where there is none."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
 
 
 def is_public(text: str) -> bool:

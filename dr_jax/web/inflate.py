@@ -22,6 +22,7 @@ _STEP = 65_536
 _WINDOW = 8 << 20  # bytes; RFC 9659: nobody has to take a larger zstd window over HTTP
 _SLICE = 64  # bytes of zstd at a time: four of them can stand for 128 KiB
 _MOST = 2  # encodings on top of each other
+_MEMBERS = 10_000  # of gzip, or frames of zstd, in a row: an empty one costs time and counts for no content
 _NONE = ("", "identity", "none", "utf-8")  # the last two are no encodings, but servers say them
 
 
@@ -89,11 +90,11 @@ class _Layer:
 
 
 def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    codec, begun, first = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), False, True
+    codec, begun, members = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), False, 0
     for piece in pieces:
         rest = piece
         while rest:
-            if not begun and not first:
+            if not begun and members:
                 rest = rest.lstrip(b"\0")  # padding is allowed between members, which may follow each other
                 if not rest:
                     break
@@ -101,7 +102,9 @@ def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
             yield from _zlib(codec, rest)
             rest = b""
             if codec.eof:
-                rest, begun, first = codec.unused_data, False, False
+                rest, begun, members = codec.unused_data, False, members + 1
+                if members == _MEMBERS:
+                    raise EOFError
                 codec = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     if begun:
         raise EOFError
@@ -153,7 +156,7 @@ def _brotli(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _zstd(pieces: Iterator[bytes]) -> Iterator[bytes]:
     frames = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
-    codec, begun = frames.decompressobj(), False
+    codec, begun, members = frames.decompressobj(), False, 0
     for piece in pieces:
         place = 0
         while place < len(piece):
@@ -163,7 +166,9 @@ def _zstd(pieces: Iterator[bytes]) -> Iterator[bytes]:
                 yield out
             if codec.eof:  # frames may follow each other
                 place -= len(codec.unused_data)
-                codec, begun = frames.decompressobj(), False
+                codec, begun, members = frames.decompressobj(), False, members + 1
+                if members == _MEMBERS:
+                    raise EOFError
     if begun:
         raise EOFError
 

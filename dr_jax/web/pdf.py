@@ -88,7 +88,7 @@ def _text(reader: PdfReader) -> tuple[str, bool]:
             return "\n\n".join(pages), True
         try:
             text = _tidy(reader.pages[number].extract_text())
-        except MemoryError:
+        except (MemoryError, DependencyError):
             raise
         except Exception:  # noqa: BLE001 - as above
             failures += 1

@@ -13,10 +13,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
-from yarl import URL
-
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
+from dr_jax.web.guard import host_of
 from dr_jax.web.page import WebError
 from dr_jax.web.recovery import Recovery
 from dr_jax.web.reply import Fetched
@@ -136,12 +135,8 @@ class Reach:
             self._breaker.left(ticket)
 
 
-def _host(url: str) -> str:
-    return URL(url).raw_host or ""
-
-
 def _put(pages: OrderedDict[str, str], url: str, most: int) -> None:
-    host = _host(url)
+    host = host_of(url)
     pages[host] = url
     pages.move_to_end(host)
     while len(pages) > most:

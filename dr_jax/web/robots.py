@@ -19,6 +19,7 @@ from dr_jax.web.once import Once
 from dr_jax.web.page import Kind, WebError
 from dr_jax.web.reply import Fetched
 
+_PRODUCT = "dr-jax"  # 2.2.1: which group is ours; the rest of what we introduce ourselves as is that of others
 _MAX_FILE = 512_000  # bytes that are read of one (2.5 demands 500 KiB)
 _MAX_KEPT = 32 << 20  # bytes, by the estimate below
 _PER_BYTE = 40  # of memory, for a byte of the file
@@ -40,11 +41,10 @@ class Robots:
 
     Args:
         fetch: from the address of a robots.txt to what is there, within a deadline.
-        user_agent: which of its groups are ours.
     """
 
-    def __init__(self, fetch: Callable[[str], Awaitable[Fetched | WebError]], user_agent: str) -> None:
-        self._fetch, self._user_agent = fetch, user_agent
+    def __init__(self, fetch: Callable[[str], Awaitable[Fetched | WebError]]) -> None:
+        self._fetch = fetch
         self._known = Once[_Rules](
             lambda rules: 1_000 + _PER_BYTE * rules.size, _MAX_KEPT, lambda rules: _FAILED_S if rules.failed else _FRESH_S
         )
@@ -61,7 +61,7 @@ class Robots:
             return WebError(
                 rules.failed.kind, f"{url} was not opened: its site's robots.txt could not be had. {rules.failed.message}"
             )
-        if rules.parsed is None or rules.parsed.can_fetch(url, self._user_agent):
+        if rules.parsed is None or rules.parsed.can_fetch(url, _PRODUCT):
             return None
         return WebError("robots", f"{url} is not opened: its site asks programs to leave it alone (robots.txt)")
 

@@ -12,11 +12,10 @@ import asyncio
 import contextlib
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.fetch import Fetcher
-from dr_jax.web.guard import Guard
+from dr_jax.web.guard import Guard, host_of
 from dr_jax.web.page import WebError
 from dr_jax.web.reply import Fetched
 
@@ -58,7 +57,7 @@ class Visit:
         self._found, self._fetcher, self._guard, self._metrics = found, fetcher, guard, metrics
         self._requests, self._bytes, self._cap = requests, max_bytes, max_bytes
         self._rest_s, self._patience_s = rest_s, patience_s
-        self._home = guard.allowed(_host(found.url))
+        self._home = guard.allowed(host_of(found.url))
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._answers: set[asyncio.Task[None]] = set()
         self._opened, self._last = False, time.monotonic()
@@ -154,12 +153,12 @@ class Visit:
             return None
         self._bytes -= len(found.body)
         if whole:
-            self._url, self._home = found.url, self._guard.allowed(_host(found.url))
+            self._url, self._home = found.url, self._guard.allowed(host_of(found.url))
         return found
 
     def _foreign(self, url: str) -> bool:
         """Whether an address is of a host that is not public and not the page's own."""
-        allowed = self._guard.allowed(_host(url))
+        allowed = self._guard.allowed(host_of(url))
         return allowed is not None and allowed != self._home
 
 
@@ -176,10 +175,3 @@ def _headers(found: Fetched) -> dict[str, str]:
     charset = f"; charset={found.charset}" if found.charset else ""
     # No credentials are ever sent, so whoever may run here may also read.
     return {"Content-Type": kind + charset, "Access-Control-Allow-Origin": "*"}
-
-
-def _host(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""

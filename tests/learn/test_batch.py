@@ -94,6 +94,7 @@ def test_occupancy_is_reported():
         "batch/trained_tokens": 3,
         "batch/micro_batches": 1,
         "batch/occupancy": 6 / 8,
+        "batch/occupancy_max": 6 / 8,
     }
 
 

@@ -3,6 +3,7 @@ import gzip
 import socket
 import time
 import tracemalloc
+import zlib
 from email.utils import formatdate
 
 import pytest
@@ -12,7 +13,7 @@ from aiohttp import web
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.fetch import Fetcher, FetchSettings
 from dr_jax.web.guard import AllowedHost, Guard
-from dr_jax.web.pace import Pace, PaceSettings, Slots
+from dr_jax.web.pace import Pace, PaceSettings
 from dr_jax.web.page import WebError
 from dr_jax.web.reply import Answer, Fetched
 from tests.web.conftest import MakeFetcher, Site
@@ -191,14 +192,15 @@ async def test_every_hop_is_vetted(target: str, site: Site, make_fetcher: MakeFe
 async def test_credentials_never_cross_an_origin(site: Site, make_fetcher: MakeFetcher) -> None:
     """A service that redirects is not followed, whatever the status; and a page's redirect carries nothing along."""
     fetcher = await make_fetcher()
-    slots, secret = Slots(1, None, 1), {"Authorization": "Bearer secret", "X-API-KEY": "secret"}
+    secret = {"Authorization": "Bearer secret", "X-API-KEY": "secret"}
     for status in (301, 302, 303, 307, 308):
         site.page("/service", "", status, Location="http://other.here/away")
-        answered = fetched(await fetcher.post("http://w.here/service", {"q": "x"}, secret, slots))
-        assert answered.status == status
-        once = await fetcher.once("GET", "http://w.here/service", secret)
-        assert isinstance(once, Answer)
-        assert once.status == status
+        for once in (
+            await fetcher.once("POST", "http://w.here/service", secret, {"q": "x"}),
+            await fetcher.once("GET", "http://w.here/service", secret),
+        ):
+            assert isinstance(once, Answer)
+            assert once.status == status
     assert site.asked["/away"] == 0
     assert all("Authorization" in one.headers for one in site.requests)
     site.page("/a", status=302, Location="http://other.here/b", Set_Cookie="who=me; Domain=here")
@@ -378,3 +380,14 @@ def test_settings_are_checked() -> None:
     for wrong in ({"attempts": 0}, {"total_s": 0.0}, {"redirects": -1}, {"wire_bytes": 0}, {"user_agent": "a\nb"}):
         with pytest.raises(ValueError, match=r"needed|negative"):
             FetchSettings(**wrong)
+
+
+async def test_encodings_may_be_named_line_by_line(site: Site, make_fetcher: MakeFetcher) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        response = web.Response(body=gzip.compress(zlib.compress(b"words")), content_type="text/plain")
+        for name in ("deflate", "gzip"):
+            response.headers.add("Content-Encoding", name)
+        return response
+
+    site.pages["/a"] = answer
+    assert fetched(await (await make_fetcher()).get("http://w.here/a")).body == b"words"

@@ -98,3 +98,10 @@ def test_what_cannot_be_unpacked_says_so(wire: bytes, encoding: str, why: str) -
 
 def test_an_empty_body_is_empty_in_any_encoding() -> None:
     assert [inflate(b"", name, 10) for name in ("", *CODECS)] == [(b"", False)] * 5
+
+
+@pytest.mark.parametrize("name", ["gzip", "zstd"])
+def test_empty_members_do_not_go_on_for_ever(name: str) -> None:
+    many = CODECS[name](b"") * 300_000
+    content, cut = inflate(gzip.compress(CODECS[name](TEXT) + many), f"{name}, gzip", 7 << 20)
+    assert (content, cut) == (TEXT, True)

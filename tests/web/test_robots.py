@@ -15,6 +15,9 @@ User-agent: *
 Disallow: /private
 Allow: /private/open
 
+User-agent: mozilla
+Disallow: /
+
 User-agent: dr-jax
 Disallow: /ours$
 Disallow: /*.pdf
@@ -28,7 +31,7 @@ def kind(found: Fetched | WebError) -> str:
 @pytest.mark.parametrize(
     ("agent", "expected"),
     [
-        ("somebody/1", {"/private/x": "robots", "/private/open": "ok", "/a.pdf": "ok", "/ours": "ok"}),
+        ("somebody/1", {"/private/x": "ok", "/a.pdf?x": "robots", "/ours": "robots", "/ours/x": "ok"}),
         ("Mozilla/5.0 (compatible; dr-jax)", {"/private/x": "ok", "/a.pdf?x": "robots", "/ours": "robots", "/ours/x": "ok"}),
     ],
 )
@@ -71,12 +74,14 @@ async def test_a_file_that_is_not_there_opens_and_one_that_fails_closes(
 
 
 async def test_every_hop_and_every_origin_is_asked_about(site: Site, make_fetcher: MakeFetcher) -> None:
-    site.page("/robots.txt", "User-agent: *\nDisallow: /private")
+    site.page("/robots.txt", "User-agent: *\nDisallow: /private\nAllow: /private/open")
     site.page("/a", status=302, Location="http://other.here/private")
     site.page("/private", "x")
     fetcher = await make_fetcher(robots="obey")
     assert kind(await fetcher.get("http://w.here/a")) == "robots"
     assert (site.asked["/private"], site.asked["/robots.txt"]) == (0, 2)
+    site.page("/private/open", "x")
+    assert kind(await fetcher.get("http://w.here/private/open")) == "ok"
 
 
 async def test_its_own_redirects_are_followed_but_never_inside(site: Site, make_fetcher: MakeFetcher) -> None:

@@ -5,6 +5,8 @@ Out:   what `Web` returns or raises, as values of `wire`; `/healthz` for anybody
 Holds: so many requests are under way, more are sent away with 503 before anything was begun; what was begun is finished
        although its asker is gone, because it may be paid for and the asker will ask again, here or elsewhere; nobody is
        listened to from outside without a token, nor a page in a browser on this machine
+Needs: a proxy in front where strangers can connect: how many connections are open, and how long the head of a request takes,
+       is not bounded here
 """
 
 from __future__ import annotations
@@ -237,7 +239,7 @@ async def serve_gateway(
         token: that is asked for; "" only where nobody else can reach it.
 
     Raises:
-        UserError: others could reach it and there is no token, or a short one; the port is taken.
+        UserError: others could reach it and there is no token, or a short one; the port is taken, or the host is none.
     """
     refuse_open_door(host, token, settings.token_env)
     gateway = Gateway(webs, settings, token, metrics)
@@ -247,9 +249,12 @@ async def serve_gateway(
     try:
         try:
             await server.TCPSite(runner, host, port, backlog=1024).start()
+        except socket.gaierror as error:
+            raise UserError(
+                f"--host {host} has no address: {error.strerror}", needed="a name or address of this machine"
+            ) from error
         except OSError as error:
-            unknown = isinstance(error, socket.gaierror)
-            if not unknown and error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
                 raise
             raise UserError(
                 f"Port {port} on {host} cannot be used: {error.strerror}", needed="a free port", fix="use --port 0, or another"

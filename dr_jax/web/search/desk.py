@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.fetch import Fetcher, FetchSettings
-from dr_jax.web.guard import AllowedHost, Guard, Lookup, is_public, system_lookup
+from dr_jax.web.guard import AllowedHost, Guard, Lookup, host_of, is_public, system_lookup
 from dr_jax.web.pace import Pace, Slots
 from dr_jax.web.page import Page, WebError
 from dr_jax.web.search.breaker import Breaker
@@ -169,13 +169,13 @@ async def leave(url: str, allow: Iterable[AllowedHost] = (), lookup: Lookup | No
         lookup: from a name to its addresses.
     """
     parts = urlsplit(url)
-    host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
+    host, port = host_of(url), parts.port or (443 if parts.scheme == "https" else 80)
     if not host or ":" in host or Guard(allow).allowed(host) is not None:
         return []
     try:
         found = [str(ipaddress.ip_address(host))]
     except ValueError:
-        if host in (urlsplit(provider.url).hostname for provider in PROVIDERS.values()):
+        if host in (host_of(provider.url) for provider in PROVIDERS.values()):
             return []
         try:
             found = await (lookup(host) if lookup else system_lookup(host, family=socket.AF_INET))
