@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from dr_jax.base.errors import BudgetError, UserError
-from dr_jax.base.metrics import Metrics
+from dr_jax.base.metrics import Metrics, Under
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.web.fetch import Fetcher, FetchSettings
 from dr_jax.web.guard import Guard, Lookup
@@ -72,7 +72,7 @@ class EndpointSettings:
         key: the environment variable that holds its key; "" when it needs none.
         parameters: sent with every request, beside the usual ones or in their place.
         seconds: for one reply.
-        all_s: for one reply, all attempts.
+        all_s: for one reply, all attempts, waiting for its turn excepted.
         attempts: where asking again can help; a time-out is tried at most twice.
         concurrent: requests under way.
         per_s: requests in a second.
@@ -209,8 +209,9 @@ class Endpoint:
         settings = self._settings
         slow = FetchSettings(first_byte_s=settings.seconds, total_s=settings.seconds, deadline_s=settings.seconds)
         async with AsyncExitStack() as stack:
+            apart = Under(self._metrics, "reader")  # what is asked of a model is no traffic of the web's
             guard = Guard(await leave(settings.url, lookup=self._lookup))
-            fetcher = await stack.enter_async_context(Fetcher(slow, guard, Pace(PaceSettings()), self._metrics, self._lookup))
+            fetcher = await stack.enter_async_context(Fetcher(slow, guard, Pace(PaceSettings()), apart, self._lookup))
             look = f"the value of {settings.key}" if settings.key else "reader.endpoint.key, which names none"
             self._http = HttpAsk("the reader", self._request, read_reply, judge, look, fetcher)
             queue = partial(self._metrics.gauge, "reader/queue")
@@ -220,13 +221,14 @@ class Endpoint:
                 cost=0.0,
                 slots=Slots(settings.concurrent, settings.per_s, max(1, int(settings.per_s)), queue),
                 queue_s=settings.queue_s,
+                vetted=False,  # a page may be too long for it, and so may the next ones
                 breaker=Breaker("openai", settings.breaker, self._metrics, under="reader"),
                 hold_s=settings.breaker.hold_s,
                 budget=None,
                 metrics=self._metrics,
                 under="reader",
             )
-            patience = Patience(settings.all_s, settings.attempts, 0.5, 10.0, settings.breaker.down_s)
+            patience = Patience(settings.all_s, settings.queue_s, settings.attempts, 0.5, 10.0, settings.breaker.down_s)
             self._failover = Failover([source], patience, self._metrics, under="reader", what="reader")
             stack.push_async_callback(self._failover.close)
             self._stack = stack.pop_all()

@@ -3,13 +3,15 @@
 In:    a page, a task, who reads
 Out:   Reading: read now, by somebody else meanwhile, or on a tape
 Key:   the page's content, the question, the sub-question, what is known, the reader with the version of its weights, its caps
-Holds: only what lasts is kept on a tape: the readings of a model with fixed weights, or of a server's. What the policy reads
-       while it is trained stays in memory, under its version: after the next update nobody asks for it again, and another
-       run has other weights under that number. The extractive reader is quicker than a tape.
+Holds: processes that share a tape read a page once. Only what lasts is kept on a tape: the readings of a model with fixed
+       weights, or of a server's. What the policy reads while it is trained stays in memory, under its version: after the next
+       update nobody asks for it again, and another run has other weights under that number. The extractive reader is quicker
+       than a tape.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
@@ -19,6 +21,7 @@ from typing import Any, Protocol
 
 from dr_jax.agent.model_reader import READ, Told
 from dr_jax.agent.reading import ReaderSettings, Reading, Task
+from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.web.once import Once
@@ -36,8 +39,12 @@ class Notes(Protocol):
         """Return what was kept, or None."""
         ...
 
-    async def keep(self, kind: str, key: str, value: Any) -> None:
-        """Keep a value that JSON can hold."""
+    async def keep(self, kind: str, key: str, value: Any, *, lasts: bool = True) -> None:
+        """Keep a value that JSON can hold; what does not last, for a replay only."""
+        ...
+
+    async def once(self, kind: str, key: str, make: Callable[[], Awaitable[tuple[Any, bool]]]) -> Any:
+        """Return what was kept, or make and keep it: a value, and whether it lasts."""
         ...
 
 
@@ -84,6 +91,7 @@ class SharedReader:
         """Return what the page says that is new; see `reading.Reader`.
 
         Raises:
+            WorldDownError: the reader is down, or was when this was recorded.
             ReplayMiss: a tape is replayed and does not hold this reading, which only a server can make.
         """
         self._metrics.add("reader/asked")
@@ -97,34 +105,55 @@ class SharedReader:
 
     async def _recalled(self, name: str, page: Page, task: Task, key: RequestKey) -> tuple[Reading, ...]:
         shelf = self._shelf
-        if shelf is not None:
-            kept = _told(await shelf.notes.kept("reading", name))
-            # What was told in the model's place is told again, so that the model may do better; a replay wants the same.
-            if kept is not None and (kept.sure or shelf.replays):
+        if shelf is None:
+            return (await self._told(page, task, key)).readings
+        if shelf.replays:
+            if (kept := _readings(await shelf.notes.kept("reading", name))) is not None:
                 self._metrics.add("reader/tape_hits")
-                return kept.readings
-            if shelf.replays and shelf.must:
+                return kept
+            if shelf.must:
                 raise ReplayMiss(
                     f"The tape holds no reading of {page.url} for {task.sub_question!r}",
                     needed="a tape that was recorded with this reader, and with all that is asked of it",
                     fix="record it first, or choose a reader that runs here",
                 )
+            return (await self._told(page, task, key)).readings
+        made = False
+
+        async def make() -> tuple[Any, bool]:
+            nonlocal made
+            made = True
+            told = await self._told(page, task, key)
+            # What was told in the model's place is told again next time, so that the model may do better.
+            return {"readings": [[one.page_number, one.summary] for one in told.readings]}, told.sure
+
+        try:
+            found = _readings(await shelf.notes.once("reading", name, make))
+        except WorldDownError as error:
+            with contextlib.suppress(WorldDownError):  # the tape may be beyond the same outage
+                await shelf.notes.keep("reading", name, {"down": str(error)}, lasts=False)
+            raise
+        if not made and found is not None:
+            self._metrics.add("reader/tape_hits")
+        return (await self._told(page, task, key)).readings if found is None else found
+
+    async def _told(self, page: Page, task: Task, key: RequestKey) -> Told:
         self._metrics.add("reader/read")
-        told = await self._read(page, task, key)
-        if shelf is not None:
-            rows = [[one.page_number, one.summary] for one in told.readings]
-            await shelf.notes.keep("reading", name, {"readings": rows, "sure": told.sure})
-        return told.readings
+        return await self._read(page, task, key)
 
 
-def _told(kept: Any | None) -> Told | None:
-    """Read what was kept; None for nothing, or for what is not a reading."""
-    if kept is None:
-        return None
+def _readings(kept: Any | None) -> tuple[Reading, ...] | None:
+    """Read what was kept; None for nothing, or for what is not a reading.
+
+    Raises:
+        WorldDownError: the reader was down.
+    """
     try:
-        return Told(tuple(Reading(int(number), str(said)) for number, said in kept["readings"]), bool(kept["sure"]))
+        if kept is None or "down" not in kept:
+            return None if kept is None else tuple(Reading(int(number), str(said)) for number, said in kept["readings"])
     except (KeyError, TypeError, ValueError):
         return None
+    raise WorldDownError(str(kept["down"]))
 
 
 def _size(readings: tuple[Reading, ...]) -> int:

@@ -10,11 +10,13 @@ import json
 from dataclasses import asdict
 from sys import getsizeof
 
+from dr_jax.base.errors import WorldDownError
 from dr_jax.web.page import Hit, Page, WebError, decoded, encoded
 from dr_jax.web.reply import Fetched
 from dr_jax.web.tape.entry import Entry
 
 Hits = tuple[Hit, ...]
+_DOWN = "world_down"
 _OURS = ("refused", "blocked", "robots")  # they follow from the settings of a run; others share its tape
 
 
@@ -25,8 +27,18 @@ def of_hits(found: Hits | WebError) -> Entry:
     return Entry({}, json.dumps(content, ensure_ascii=False).encode(), error=failed)
 
 
+def of_down(error: WorldDownError) -> Entry:
+    """Return that nothing answered, for a replay only; whoever reads it back meets the same error."""
+    return Entry({"kind": _DOWN, "message": str(error)}, error=True, passing=True)
+
+
 def hits(entry: Entry) -> Hits | WebError:
-    """Undo `of_hits`."""
+    """Undo `of_hits`, or `of_down`.
+
+    Raises:
+        WorldDownError: nothing had answered.
+    """
+    _raise_down(entry)
     content = json.loads(entry.body)
     return WebError(**content) if isinstance(content, dict) else tuple(Hit(**hit) for hit in content)
 
@@ -40,7 +52,12 @@ def of_fetched(found: Fetched | WebError) -> Entry:
 
 
 def fetched(entry: Entry) -> Fetched | WebError:
-    """Undo `of_fetched`."""
+    """Undo `of_fetched`, or `of_down`.
+
+    Raises:
+        WorldDownError: nothing had answered.
+    """
+    _raise_down(entry)
     if "kind" in entry.meta:
         return WebError(entry.meta["kind"], entry.meta["message"])
     return Fetched(**entry.meta, body=entry.body)
@@ -54,6 +71,11 @@ def of_page(page: Page | WebError) -> Entry:
 def page(entry: Entry) -> Page | WebError:
     """Undo `of_page`."""
     return decoded(json.loads(entry.body))
+
+
+def _raise_down(entry: Entry) -> None:
+    if entry.meta.get("kind") == _DOWN:
+        raise WorldDownError(str(entry.meta["message"]))
 
 
 def size_of_hits(found: Hits | WebError) -> int | None:

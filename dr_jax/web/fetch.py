@@ -29,7 +29,7 @@ from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.guard import Guard, GuardedResolver, Lookup
 from dr_jax.web.inflate import ACCEPTED, EncodingError, inflate
-from dr_jax.web.pace import Pace, QueueError
+from dr_jax.web.pace import Pace, Place, QueueError
 from dr_jax.web.page import WebError, readable
 from dr_jax.web.reply import AgainError, Answer, Fetched, check_again, content_type, explained, kind_of, validator
 from dr_jax.web.robots import Robots
@@ -98,6 +98,7 @@ class _Ask:
     known: Fetched | None = None
     takes: Callable[[str], bool] = readable
     obeys: bool = False
+    place: Place | None = None
 
     @property
     def counted(self) -> str:
@@ -145,7 +146,7 @@ class Fetcher:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def get(
-        self, url: str, *, known: Fetched | None = None, takes: Callable[[str], bool] = readable
+        self, url: str, *, known: Fetched | None = None, takes: Callable[[str], bool] = readable, place: Place | None = None
     ) -> Fetched | WebError:
         """Fetch a page, following redirects.
 
@@ -153,8 +154,9 @@ class Fetcher:
             url: of the page.
             known: what was there before: where the server says that it still holds, it is returned as it is.
             takes: which content types are read; others are not downloaded.
+            place: in memory, for what is fetched: taken when it is its host's turn, and held on return.
         """
-        return await self._attempts(_Ask("GET", url, known=known, takes=takes, obeys=True))
+        return await self._attempts(_Ask("GET", url, known=known, takes=takes, obeys=True, place=place))
 
     async def _robots_txt(self, url: str) -> Fetched | WebError:
         self._metrics.add("web/robots_n")
@@ -225,11 +227,15 @@ class Fetcher:
             if vetted in seen:
                 return WebError("redirects", f"{ask.url} redirects in a circle")
             seen.add(vetted)
+            if ask.place is not None:
+                await ask.place.free()
             if ask.obeys and self._robots is not None and (refusal := await self._robots.refusal(vetted)) is not None:
                 return refusal
             start = time.perf_counter()
             try:
                 async with self._slot(ask, vetted):
+                    if ask.place is not None:
+                        await ask.place.take()
                     start = time.perf_counter()
                     self._metrics.add(f"web/{ask.counted}_n")
                     found = await self._hop(ask, vetted)

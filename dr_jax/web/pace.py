@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from aiolimiter import AsyncLimiter
 
+from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
 
 
@@ -28,7 +29,7 @@ class PaceSettings:
     """How much is asked of the web.
 
     Args:
-        concurrent: requests under way in all.
+        concurrent: pages in memory at a time, from their first byte until they are read.
         per_host: requests under way to one host.
         own: requests under way to servers of ours; more than such a server's backlog would wait a second for their connection.
         per_host_per_s: requests to one host, in a second, after a burst of `per_host`.
@@ -105,19 +106,64 @@ class Slots:
         self._told(self._waiting)
 
 
+class Place:
+    """The place of one page among all that are in memory, from its first byte until it is read. A context manager.
+
+    Nobody who waits for a host holds one: a host with a long queue would keep everybody else waiting.
+
+    Args:
+        slots: gives the places out.
+        queue_s: how long one may be waited for.
+    """
+
+    def __init__(self, slots: Slots, queue_s: float) -> None:
+        self._slots, self._queue_s = slots, queue_s
+        self._held: AbstractAsyncContextManager[None] | None = None
+
+    async def take(self) -> None:
+        """Hold it, if it is not held.
+
+        Raises:
+            WorldDownError: none became free in time.
+        """
+        if self._held is None:
+            slot = self._slots.slot(self._queue_s)
+            try:
+                await slot.__aenter__()
+            except QueueError:
+                raise WorldDownError("A page was not opened: too many pages are being opened") from None
+            self._held = slot
+
+    async def free(self) -> None:
+        """Give it back, if it is held."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            await held.__aexit__(None, None, None)
+
+    async def __aenter__(self) -> Place:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.free()
+
+
 class Pace:
     """Slots for every host that is asked, for servers of our own, and for all together.
 
     Args:
         settings: the limits.
-        metrics: `web/queue` is how many pages wait to be opened.
+        metrics: `web/queue` is how many pages wait for a place in memory.
     """
 
     def __init__(self, settings: PaceSettings, metrics: Metrics | None = None) -> None:
         self.settings = settings
         self._hosts: OrderedDict[str, Slots] = OrderedDict()
         self.own = Slots(settings.own, None, 1)
-        self.all = Slots(settings.concurrent, None, 1, partial((metrics or Metrics()).gauge, "web/queue"))
+        self._all = Slots(settings.concurrent, None, 1, partial((metrics or Metrics()).gauge, "web/queue"))
+
+    def place(self) -> Place:
+        """Return the place of one page, not held yet."""
+        return Place(self._all, self.settings.queue_s)
 
     @asynccontextmanager
     async def host(self, host: str, *, own: bool = False) -> AsyncIterator[None]:

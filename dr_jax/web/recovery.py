@@ -58,15 +58,18 @@ class Recovery:
         self._what, self._ill, self._probe, self._down_s = what, ill, probe, down_s
         self._metrics, self._gauge = metrics, gauge
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def healthy(self) -> None:
         """Wait until it is up.
 
         Raises:
-            WorldDownError: it has been down for too long.
+            WorldDownError: it has been down for too long, or was closed meanwhile.
             Exception: whatever `probe` raises.
         """
         while self._ill.down:
+            if self._closed:
+                raise WorldDownError(f"The {self._what} was closed while somebody waited for it")
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._recover(), name=f"{self._what} recovery")
             await asyncio.wait({self._task})
@@ -75,6 +78,7 @@ class Recovery:
 
     async def close(self) -> None:
         """Stop waiting for better times."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

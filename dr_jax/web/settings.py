@@ -30,7 +30,7 @@ class WebSettings:
             embedded one), `local` (texts of yours), `searxng` (a server of yours), or, each with a key in the environment,
             `serper`, `brave`, `tavily`, `google`.
         results: hits that a search returns at most.
-        search_s: for one search, at all providers, retries included.
+        search_s: for one search, at all providers, retries included; waiting for its turn (`pace.queue_s`) excepted.
         provider: address, rate and price of each provider.
         local: the texts that `local` searches.
         budget: what searching may cost.
@@ -78,8 +78,10 @@ class WebSettings:
             raise ValueError(f"search is {self.search!r}; one of {', '.join(NAMES)}, or several different ones, are needed")
         if len({vet_gateway(one) for one in self.gateways}) < len(self.gateways):
             raise ValueError(f"gateways names one twice: {', '.join(self.gateways)}")
-        if self.gateways and self.gateway.answer_s <= max(self.search_s, self.open_s):
-            raise ValueError(f"gateway.answer_s is {self.gateway.answer_s}; more than search_s and open_s is needed")
+        if self.gateways and self.gateway.answer_s <= max(self.search_s + self.pace.queue_s, self.open_s):
+            raise ValueError(
+                f"gateway.answer_s is {self.gateway.answer_s}; more than search_s with pace.queue_s, and than open_s, is needed"
+            )
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, TypeVar
 
 from dr_jax.base.errors import WorldDownError
@@ -27,7 +27,7 @@ from dr_jax.web.entries import Hits
 from dr_jax.web.fetch import Fetcher
 from dr_jax.web.guard import AllowedHost, Guard, Lookup
 from dr_jax.web.once import Once
-from dr_jax.web.pace import Pace, QueueError
+from dr_jax.web.pace import Pace, Place
 from dr_jax.web.page import FORM, HTML, Page, WebError, whole
 from dr_jax.web.reach import Reach
 from dr_jax.web.render import Renderer
@@ -42,6 +42,7 @@ from dr_jax.web.tape.entry import Entry, TapeSettings
 from dr_jax.web.tape.tape import Tape
 from dr_jax.web.workers import Extractors
 
+_RECENT_S = 600.0  # for siblings
 Found = TypeVar("Found", bound="Hits | Page | WebError")
 
 
@@ -97,10 +98,10 @@ class Web:
             if not self._tape.replays:
                 self._desk = await stack.enter_async_context(self._make_desk())
             half, ages = settings.memory_mb << 19, settings.tape
-            self._searches = Once[Hits | WebError](
-                entries.size_of_hits, half, lambda found: _fresh_s(found, ages.search_s, ages)
-            )
-            self._pages = Once[Page | WebError](entries.size_of_page, half, lambda found: _fresh_s(found, ages.fetch_s, ages))
+            # A tape knows how old an answer is; memory knows only since when it has it.
+            search_s, fetch_s = (age if self._tape.lives else min(age, _RECENT_S) for age in (ages.search_s, ages.fetch_s))
+            self._searches = Once[Hits | WebError](entries.size_of_hits, half, lambda found: _fresh_s(found, search_s, ages))
+            self._pages = Once[Page | WebError](entries.size_of_page, half, lambda found: _fresh_s(found, fetch_s, ages))
             stack.push_async_callback(self._searches.close)
             stack.push_async_callback(self._pages.close)
             self._stack = stack.pop_all()
@@ -128,15 +129,8 @@ class Web:
         if isinstance(asked, WebError):
             return self._counted(asked)
         with timed(self._metrics, "web/search_s"):
-            try:
-                async with asyncio.timeout(self._settings.search_s):
-                    found = await self._searches.get(asked, lambda: self._search(asked))
-            except TimeoutError:
-                self._metrics.add("web/errors/world_down")
-                raise WorldDownError(f"Searching took more than {self._settings.search_s:g} s") from None
-            except WorldDownError:
-                self._metrics.add("web/errors/world_down")
-                raise
+            async with self._down_noted("search", self._search_key(asked)):
+                found = await self._searched(asked)
         return self._counted(found if isinstance(found, WebError) else self._unblocked(found))
 
     async def open(self, url: str) -> Page | WebError:
@@ -161,13 +155,11 @@ class Web:
             return self._counted(vetted)
         with timed(self._metrics, "web/open_s"):
             try:
-                async with asyncio.timeout(self._settings.open_s):
+                async with self._down_noted("fetch", self._world + vetted), asyncio.timeout(self._settings.open_s):
                     found = await self._pages.get(vetted, lambda: self._open(vetted))
             except TimeoutError:
                 found = WebError("timeout", f"{vetted} could not be opened within {self._settings.open_s:g} s")
-            except WorldDownError:
-                self._metrics.add("web/errors/world_down")
-                raise
+                await self._tape.keep("fetch", self._world + vetted, entries.of_fetched(found))
         return self._counted(found)
 
     async def healthy(self) -> None:
@@ -191,9 +183,33 @@ class Web:
         entry = await self._tape.recall(_note(kind), key)
         return None if entry is None else json.loads(entry.body)
 
-    async def keep(self, kind: str, key: str, value: Any) -> None:
-        """Keep a value that JSON can hold on the tape, if there is one and it records."""
-        await self._tape.keep(_note(kind), key, Entry({}, json.dumps(value).encode()))
+    async def keep(self, kind: str, key: str, value: Any, *, lasts: bool = True) -> None:
+        """Keep a value that JSON can hold on the tape, if there is one and it records.
+
+        Args:
+            kind, key: as of `kept`.
+            value: replaces what was kept before.
+            lasts: whether it is more than what a replay is to find, where nothing better is.
+        """
+        await self._tape.keep(_note(kind), key, Entry({}, json.dumps(value).encode(), passing=not lasts))
+
+    async def once(self, kind: str, key: str, make: Callable[[], Awaitable[tuple[Any, bool]]]) -> Any:
+        """Return what was kept, or make and keep it: in one process at a time, among those that share the tape.
+
+        Args:
+            kind, key: as of `kept`.
+            make: returns a value that JSON can hold, and whether it lasts.
+
+        Raises:
+            WorldDownError: another process took too long over it.
+            Exception: whatever `make` raises.
+        """
+
+        async def made() -> tuple[Any, Entry]:
+            value, lasts = await make()
+            return value, Entry({}, json.dumps(value).encode(), passing=not lasts)
+
+        return await self._tape.once(_note(kind), key, made, lambda entry: json.loads(entry.body))
 
     @property
     def identity(self) -> str:
@@ -218,8 +234,29 @@ class Web:
             lookup=self._lookup,
         )
 
+    @asynccontextmanager
+    async def _down_noted(self, kind: Literal["search", "fetch"], key: str) -> AsyncIterator[None]:
+        """Count that the world is down, and keep it on the tape: an episode that ends so ends so in a replay."""
+        try:
+            yield
+        except WorldDownError as error:
+            self._metrics.add("web/errors/world_down")
+            await self._tape.keep(kind, key, entries.of_down(error))
+            raise
+
+    def _search_key(self, asked: str) -> str:
+        return f"{self._world}{remembered_as(self._settings.searching)} {self._settings.results} {asked}"
+
+    async def _searched(self, asked: str) -> Hits | WebError:
+        within_s = self._settings.search_s + self._settings.pace.queue_s
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._searches.get(asked, lambda: self._search(asked))
+        except TimeoutError:
+            raise WorldDownError(f"Searching took more than {within_s:g} s, waiting for its turn included") from None
+
     async def _search(self, asked: str) -> Hits | WebError:
-        key = f"{self._world}{remembered_as(self._settings.searching)} {self._settings.results} {asked}"
+        key = self._search_key(asked)
         if self._settings.order != ("local",) or self._tape.replays:
             return await self._tape.once("search", key, lambda: self._asked(asked), entries.hits)
         found, entry = await self._asked(asked)  # what a corpus holds today costs nothing to ask
@@ -232,25 +269,23 @@ class Web:
         return found, None if isinstance(found, WebError) and not found.lasting else entries.of_hits(found)
 
     async def _open(self, url: str) -> Page | WebError:
-        try:
-            async with self._pace.all.slot(self._settings.pace.queue_s):  # held until the page is read: so few are in memory
-                fetched = await self._fetch(url)
-                if isinstance(fetched, WebError):
-                    return fetched
-                if (refusal := self._guard.blocked(fetched.url)) is not None:  # it was remembered when it was not blocked yet
-                    return refusal
-                page = await self._read(fetched)
-                if not self._is_to_be_rendered(fetched, page):
-                    return page
-                rendered = await self._rendered(fetched)
-                if isinstance(rendered, WebError):
-                    return page
-                if (refusal := self._guard.blocked(rendered.url)) is not None:
-                    return refusal
-                shown = await self._read(rendered)
-                return page if isinstance(shown, WebError) else shown
-        except QueueError:
-            raise WorldDownError(f"{url} was not opened: too many pages are being opened") from None
+        async with self._pace.place() as place:
+            fetched = await self._fetch(url, place)
+            if isinstance(fetched, WebError):
+                return fetched
+            if (refusal := self._guard.blocked(fetched.url)) is not None:  # it was remembered when it was not blocked yet
+                return refusal
+            await place.take()  # what came from the tape has none
+            page = await self._read(fetched)
+            if not self._is_to_be_rendered(fetched, page):
+                return page
+            rendered = await self._rendered(fetched)
+            if isinstance(rendered, WebError):
+                return page
+            if (refusal := self._guard.blocked(rendered.url)) is not None:
+                return refusal
+            shown = await self._read(rendered)
+            return page if isinstance(shown, WebError) else shown
 
     async def _of_corpus(self, url: str) -> Page | WebError | None:
         """Return the local corpus's page at an address, or None when it has none."""
@@ -269,14 +304,14 @@ class Web:
             raise self._tape.missed("page", key)
         return None if entry is None else entries.page(entry)
 
-    async def _fetch(self, url: str) -> Fetched | WebError:
-        return await self._tape.once("fetch", self._world + url, lambda: self._fetched(url), entries.fetched)
+    async def _fetch(self, url: str, place: Place) -> Fetched | WebError:
+        return await self._tape.once("fetch", self._world + url, lambda: self._fetched(url, place), entries.fetched)
 
-    async def _fetched(self, url: str) -> tuple[Fetched | WebError, Entry | None]:
+    async def _fetched(self, url: str, place: Place) -> tuple[Fetched | WebError, Entry | None]:
         stale = await self._tape.stale("fetch", self._world + url)
         kept = None if stale is None or stale.error else entries.fetched(stale)
         known = kept if isinstance(kept, Fetched) and not kept.broken else None
-        found = await self._reach.asked(url, lambda: self._fetcher.get(url, known=known))
+        found = await self._reach.asked(url, lambda: self._fetcher.get(url, known=known, place=place))
         return found, entries.of_fetched(found)
 
     def _is_to_be_rendered(self, fetched: Fetched, page: Page | WebError) -> bool:

@@ -130,8 +130,11 @@ async def test_what_cannot_be_read_on_the_tape_is_read_again() -> None:
         async def kept(self, kind: str, name: str) -> Any:
             return {"readings": [["one", "x"]]}
 
-        async def keep(self, kind: str, name: str, value: Any) -> None:
+        async def keep(self, kind: str, name: str, value: Any, *, lasts: bool = True) -> None:
             """Take it."""
+
+        async def once(self, kind: str, name: str, make: Any) -> Any:
+            return await self.kept(kind, name)
 
     read = Slow()
     await shared(read, shelf=Shelf(Torn())).read(PAGE, TASK, key(0))
@@ -150,3 +153,25 @@ async def test_siblings_share_what_the_policy_reads_until_its_weights_change(cha
     version[0] = 4
     await reader.read(PAGE, TASK, key(5))
     assert len(policy.prompts) == 2
+
+
+async def test_processes_that_share_a_tape_read_a_page_once(tmp_path: Path) -> None:
+    path, read = tmp_path / "tape", Slow()
+    async with tape(path) as one, tape(path) as other:
+        found = await asyncio.gather(*(shared(read, shelf=Shelf(web)).read(PAGE, TASK, key(0)) for web in (one, other)))
+    assert found == [(Reading(1, "reading 1"),)] * 2
+    assert read.count == 1
+
+
+async def test_an_outage_is_replayed_and_ends_with_itself(tmp_path: Path) -> None:
+    path, read = tmp_path / "tape", Slow()
+    read.failing = True
+    async with tape(path) as web:
+        with pytest.raises(WorldDownError):
+            await shared(read, shelf=Shelf(web)).read(PAGE, TASK, key(0))
+    async with tape(path, "replay") as web:
+        with pytest.raises(WorldDownError, match="the reader is down"):
+            await shared(read, shelf=Shelf(web, replays=True, must=True)).read(PAGE, TASK, key(0))
+    read.failing = False
+    async with tape(path) as web:
+        assert await shared(read, shelf=Shelf(web)).read(PAGE, TASK, key(0)) == (Reading(1, "reading 2"),)

@@ -37,6 +37,7 @@ SIBLINGS = 16
 KEY = "READER_API_KEY"
 PAGES = [f"http://{name}.littleweb/page" for name in ("a", "b", "c", "d")]
 ILL = "http://ill.littleweb/page"  # it is found, but answers 503
+LOST = "what became of Velin"  # no provider answers that
 QUESTION = Question("q", "Who founded Velin?", ("Oren Vash",))
 
 
@@ -50,7 +51,7 @@ def script(key: RequestKey, seen: str) -> str:
         case 2:
             if key.sibling in (3, 5):
                 return browse("http://gone.littleweb/nothing" if key.sibling == 3 else ILL)
-            return search("Velin", "Oren Vash")
+            return search("Velin", "Oren Vash", *([LOST] if key.sibling == 7 else []))
         case 3:
             return browse(PAGES[3], PAGES[0])
         case _:
@@ -63,7 +64,7 @@ async def attempt(tape: Path, out: Path, port: int, mode: Literal["live", "recor
     wanted = ReaderSettings(
         kind="openai", endpoint=EndpointSettings(f"http://127.0.0.1:{port}/v1", "m", KEY, all_s=20.0, seconds=10.0)
     )
-    settings = WebSettings(results=5, tape=TapeSettings(mode, str(tape)))
+    settings = WebSettings(results=5, search_s=5.0, tape=TapeSettings(mode, str(tape)))
     web = Web(settings, allow=[AllowedHost("littleweb", "127.0.0.1", port)], metrics=metrics)
     endpoint = Endpoint(wanted.endpoint, READ, wanted.max_new_tokens, metrics=metrics, replays=mode == "replay")
     async with web, endpoint:

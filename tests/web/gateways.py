@@ -15,6 +15,7 @@ from dr_jax.web.gateway import wire
 from dr_jax.web.gateway.client import RemoteWeb
 from dr_jax.web.gateway.server import Served, serve_gateway
 from dr_jax.web.gateway.settings import GatewaySettings
+from dr_jax.web.pace import PaceSettings
 from dr_jax.web.page import Hit
 from dr_jax.web.search.settings import BreakerSettings
 from dr_jax.web.settings import WebSettings
@@ -61,7 +62,7 @@ class ToldWeb:
     async def kept(self, kind: str, key: str) -> Any:
         return self.notes.get((kind, key))
 
-    async def keep(self, kind: str, key: str, value: Any) -> None:
+    async def keep(self, kind: str, key: str, value: Any, *, lasts: bool = True) -> None:
         self.notes[kind, key] = value
 
 
@@ -73,7 +74,7 @@ def quick(**settings: Any) -> GatewaySettings:
 
 def remote(*urls: str, metrics: Metrics | None = None, world: str = WORLD, down_s: float = 20.0, **settings: Any) -> RemoteWeb:
     """A client of gateways."""
-    limits = {"search_s": 1e-3, "open_s": 1e-3, "breaker": BreakerSettings(down_s=down_s)}
+    limits = {"search_s": 1e-3, "open_s": 1e-3, "pace": PaceSettings(queue_s=1e-3), "breaker": BreakerSettings(down_s=down_s)}
     return RemoteWeb(WebSettings(gateways=urls, gateway=quick(**settings), **limits), world, metrics=metrics)
 
 

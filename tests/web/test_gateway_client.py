@@ -17,6 +17,7 @@ from dr_jax.web.blocklist import BlockSettings
 from dr_jax.web.gateway import wire
 from dr_jax.web.gateway.client import RemoteWeb
 from dr_jax.web.gateway.peer import Peer
+from dr_jax.web.pace import PaceSettings
 from dr_jax.web.page import Hit, Page, WebError
 from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import TapeSettings
@@ -89,7 +90,12 @@ async def test_a_bug_that_one_request_meets_ends_that_request_and_no_gateway() -
 async def test_the_runs_own_settings_hold_or_are_told(caplog: pytest.LogCaptureFixture) -> None:
     bad, good = Hit("T", "http://quiz.example/1", "s"), Hit("T", "http://a.example/", "s")
     told, metrics = ToldWeb((bad, good, good, good)), Metrics()
-    blocks = {"block": BlockSettings(also=("quiz.example",)), "search_s": 1e-3, "open_s": 1e-3}
+    blocks = {
+        "block": BlockSettings(also=("quiz.example",)),
+        "search_s": 1e-3,
+        "pace": PaceSettings(queue_s=1e-3),
+        "open_s": 1e-3,
+    }
     async with gateways(told) as (one,):
         settings = WebSettings(gateways=(one.url,), gateway=quick(), results=2, **blocks)
         with caplog.at_level("WARNING", "dr_jax"):

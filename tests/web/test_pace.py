@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from dr_jax.base.errors import WorldDownError
 from dr_jax.web.pace import Pace, PaceSettings, QueueError, Slots
 
 
@@ -70,6 +71,21 @@ async def test_hosts_do_not_wait_for_each_other_and_few_are_remembered() -> None
         async with pace.host(host):
             pass
     assert len(pace._hosts) <= 3
+
+
+async def test_whoever_waits_for_a_host_has_no_place_in_memory() -> None:
+    pace = Pace(PaceSettings(concurrent=1, queue_s=0.05))
+    async with pace.place() as one, pace.place() as other:
+        await one.take()
+        await one.take()
+        with pytest.raises(WorldDownError, match="too many pages"):
+            await other.take()
+        await one.free()
+        await other.take()
+        with pytest.raises(WorldDownError):
+            await one.take()
+    async with pace.place() as again:
+        await again.take()
 
 
 def test_settings_are_checked() -> None:

@@ -11,7 +11,7 @@ from dr_jax.base.errors import BudgetError, WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.web.pace import Slots
 from dr_jax.web.page import Hit, WebError
-from dr_jax.web.search.breaker import Breaker
+from dr_jax.web.search.breaker import Breaker, Ticket
 from dr_jax.web.search.budget import Budget
 from dr_jax.web.search.failover import Failover, Patience
 from dr_jax.web.search.settings import BreakerSettings, BudgetSettings
@@ -52,6 +52,7 @@ def failover(
     search_s: float = 2.0,
     queue_s: float = 1.0,
     attempts: int = 2,
+    vetted: bool = True,
     costs: Sequence[float] = (0.001, 0.001, 0.001),
 ) -> tuple[Failover, list[Source]]:
     metrics = metrics or Metrics()
@@ -62,6 +63,7 @@ def failover(
             cost=price,
             slots=slots(),
             queue_s=queue_s,
+            vetted=vetted,
             breaker=Breaker(script.name, breaker, metrics),
             hold_s=breaker.hold_s,
             budget=budget or Budget(BudgetSettings()),
@@ -69,7 +71,7 @@ def failover(
         )
         for script, price in zip(scripts, costs, strict=False)
     ]
-    return Failover(sources, Patience(search_s, attempts, 0.01, 0.05, breaker.down_s), metrics), sources
+    return Failover(sources, Patience(search_s, queue_s, attempts, 0.01, 0.05, breaker.down_s), metrics), sources
 
 
 def titles(found: Any) -> list[str]:
@@ -171,6 +173,67 @@ async def test_a_queue_that_is_too_long_is_not_the_providers_fault() -> None:
     assert (one.asked, two.asked) == (1, 1)
     assert titles(await slow) == ["one"]
     assert sources[0].breaker.state == "closed"
+
+
+async def test_waiting_for_ones_turn_is_not_searching() -> None:
+    """Ten wait for one place, two seconds in all, and no search may take more than one."""
+    one, metrics = Scripted("one", 0.2), Metrics()
+    search, _ = failover(one, slots=lambda: Slots(1, None, 1), search_s=1.0, queue_s=5.0, metrics=metrics)
+    found = await asyncio.gather(*(search.search(str(number)) for number in range(10)))
+    assert [titles(hits) for hits in found] == [["one"]] * 10
+    assert not [name for name in metrics.drain() if "errors" in name]
+
+
+async def test_who_was_not_asked_is_counted() -> None:
+    one, metrics = Scripted("one", 0.3), Metrics()
+    search, sources = failover(one, slots=lambda: Slots(1, None, 1), queue_s=0.05, attempts=1, metrics=metrics)
+    slow = asyncio.create_task(search.search("slow"))
+    await asyncio.sleep(0.05)
+    with pytest.raises(WorldDownError, match=r"not a query's turn within 0\.05 s"):
+        await search.search("x")
+    await slow
+    sources[0].breaker.failed(Ticket(0, probe=False), "it said so", for_s=0.3)
+    with pytest.raises(WorldDownError):
+        await search.search("x")
+    assert metrics.drain()["search/one/errors/queue"] == 1
+
+
+async def test_a_provider_that_refuses_every_query_is_at_fault() -> None:
+    one, two, metrics = Scripted("one", BAD_QUERY), Scripted("two", True), Metrics()
+    search, sources = failover(one, two, metrics=metrics)
+    assert [await search.search("x") for _ in range(QUICK.failures)] == [BAD_QUERY] * QUICK.failures
+    assert titles(await search.search("x")) == ["two"]
+    assert "check its settings" in sources[0].breaker.why
+    assert metrics.drain()["search/one/errors/bad_query"] == QUICK.failures
+
+
+async def test_a_few_queries_that_are_not_taken_are_nobodys_fault() -> None:
+    one = Scripted("one", *[BAD_QUERY, BAD_QUERY, True] * 3)
+    search, sources = failover(one)
+    for _ in range(9):
+        await search.search("x")
+    assert sources[0].breaker.state == "closed"
+    loose, sources = failover(Scripted("model", BAD_QUERY), vetted=False)  # pages may all be too long for a model
+    assert {await loose.search("x") for _ in range(9)} == {BAD_QUERY}
+    assert sources[0].breaker.state == "closed"
+
+
+async def test_a_bad_query_is_not_what_the_provider_is_tried_with() -> None:
+    asked: list[str] = []
+
+    class Picky(Scripted):
+        async def __call__(self, query: str) -> Any:
+            asked.append(query)
+            return BAD_QUERY if query == "bad" else (Hit("picky", "http://p.org/", query),)
+
+    search, sources = failover(Picky("picky"))
+    await search.search("good")
+    for _ in range(QUICK.failures):
+        await search.search("bad")
+    assert sources[0].breaker.state == "open"
+    await asyncio.wait_for(search.healthy(), 2.0)
+    assert asked[-1] == "good"
+    await search.close()
 
 
 # The budget.
@@ -406,7 +469,9 @@ async def test_closing_ends_the_waiting() -> None:
     waiting.cancel()
     await asyncio.wait({waiting})
     await search.close()
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "search recovery"]
+    with pytest.raises(WorldDownError, match="was closed"):
+        await search.healthy()
+    assert not [task for task in asyncio.all_tasks() if "recovery" in task.get_name()]
 
 
 async def test_probes_cost_what_they_cost() -> None:

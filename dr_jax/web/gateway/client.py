@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -45,7 +45,7 @@ class RemoteWeb:
         settings: `gateways`, `gateway`, and how long the world may be down.
         world: the name under which the gateways serve what is meant.
         metrics: counts and times `web/search_n`, `web/open_s`, … as `Web` does, and `gateways/failures`; `gateways/ready` is
-            how many may be asked.
+            how many may be asked, `gateways/down` is 1 while new work waits for one.
 
     Raises:
         UserError: the block list cannot be read; on entering: no gateway can be reached; one refuses the token, or serves
@@ -111,24 +111,43 @@ class RemoteWeb:
             WorldDownError: there has been none for longer than `breaker.down_s`.
             BudgetError: searching has cost as much as it may.
         """
-        ends = time.monotonic() + self._settings.breaker.down_s
+        start, told = time.monotonic(), False
         while True:
             try:
                 await self._ask(wire.HEALTHY, {}, "", bool)
-            except WorldDownError:
-                if time.monotonic() >= ends:
+            except WorldDownError as error:
+                if time.monotonic() >= start + self._settings.breaker.down_s:
                     raise
+                if not told:
+                    told = True
+                    self._metrics.gauge("gateways/down", 1.0)
+                    _LOG.warning("nothing new is begun until a gateway has a way to the web: %s", error)
                 await asyncio.sleep(self._settings.gateway.probe_s)
             else:
-                return
+                break
+        if told:
+            self._metrics.gauge("gateways/down", 0.0)
+            _LOG.info("a gateway has a way to the web again after %.0f s; the run goes on", time.monotonic() - start)
 
     async def kept(self, kind: str, key: str) -> Any | None:
         """Return what was kept on the gateway's tape, as `Web.kept` does."""
         return await self._ask(wire.KEPT, {"kind": kind, "key": key}, key, lambda answer: answer["value"])
 
-    async def keep(self, kind: str, key: str, value: Any) -> None:
+    async def keep(self, kind: str, key: str, value: Any, *, lasts: bool = True) -> None:
         """Keep a value on the gateway's tape, as `Web.keep` does."""
-        await self._ask(wire.KEEP, {"kind": kind, "key": key, "value": value}, key, bool)
+        await self._ask(wire.KEEP, {"kind": kind, "key": key, "value": value, "lasts": lasts}, key, bool)
+
+    async def once(self, kind: str, key: str, make: Callable[[], Awaitable[tuple[Any, bool]]]) -> Any:
+        """Return what was kept, or make and keep it, as `Web.once` does; two runs that want it at a time both make it."""
+        known = await self.kept(kind, key)
+        if known is not None:
+            return known
+        value, lasts = await make()
+        try:
+            await self.keep(kind, key, value, lasts=lasts)
+        except WorldDownError as error:  # it was paid for: it is used, and made again when it is wanted again
+            _LOG.warning("what was made was not kept: %s", error)
+        return value
 
     async def _ask(self, path: str, asked: dict[str, Any], topic: str, read: Callable[[Answer], Found]) -> Found:
         """Ask one gateway after another until one answers.

@@ -95,7 +95,7 @@ class Gateway:
             wire.OPEN: (_open, ("url",)),
             wire.HEALTHY: (_healthy, ()),
             wire.KEPT: (_kept, ("kind", "key")),
-            wire.KEEP: (_keep, ("kind", "key", "value")),
+            wire.KEEP: (_keep, ("kind", "key", "value", "lasts")),
         }
         for path, (work, fields) in works.items():
             app.router.add_post(path, self._handler(path, work, fields))
@@ -181,7 +181,7 @@ class Gateway:
             needed = ", ".join(("world", *fields))
             raise _Refusal(400, "shape", f"a JSON object with {needed} is needed") from None
         for name, value in zip(("world", *fields), (world, *arguments), strict=True):
-            if name != "value" and not isinstance(value, str):
+            if name not in ("value", "lasts") and not isinstance(value, str):
                 raise _Refusal(400, "shape", f"{name} is not text")
         if world not in self._webs:
             raise _Refusal(404, "world", f"no world {world!r} is served, but {', '.join(map(repr, self._webs))}")
@@ -301,9 +301,9 @@ async def _kept(web: Web, kind: str, key: str) -> Answer:
     return {"value": await web.kept(kind, key)}
 
 
-async def _keep(web: Web, kind: str, key: str, value: Any) -> Answer:
+async def _keep(web: Web, kind: str, key: str, value: Any, lasts: bool) -> Answer:
     _refuse_kind(kind)
-    await web.keep(kind, key, value)
+    await web.keep(kind, key, value, lasts=bool(lasts))
     return {"kept": True}
 
 

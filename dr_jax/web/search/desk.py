@@ -76,8 +76,10 @@ class Desk:
             self._fetcher = await stack.enter_async_context(
                 Fetcher(self._fetch, guard, self._pace, self._metrics, self._lookup)
             )
-            fetch, breaker = self._fetch, self._settings.breaker
-            patience = Patience(self._settings.search_s, fetch.attempts, fetch.wait_s, fetch.wait_max_s, breaker.down_s)
+            fetch, breaker, queue_s = self._fetch, self._settings.breaker, self._pace.settings.queue_s
+            patience = Patience(
+                self._settings.search_s, queue_s, fetch.attempts, fetch.wait_s, fetch.wait_max_s, breaker.down_s
+            )
             self._failover = Failover([self._source(name) for name in self._settings.order], patience, self._metrics)
             stack.push_async_callback(self._failover.close)
             self._stack = stack.pop_all()
@@ -129,6 +131,7 @@ class Desk:
             cost=price,
             slots=slots,
             queue_s=self._pace.settings.queue_s,
+            vetted=True,
             breaker=breaker,
             hold_s=self._settings.breaker.hold_s,
             budget=self._budget,

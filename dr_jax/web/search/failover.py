@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic
 
@@ -33,7 +34,8 @@ class Patience:
     """How long and how often.
 
     Args:
-        search_s: for one search.
+        search_s: for one search, waiting for its turn excepted.
+        queue_s: for all of that waiting.
         attempts: at one provider; a time-out is tried at most twice.
         wait_s: before the second attempt, doubled before every further one.
         wait_max_s: of those waits.
@@ -41,6 +43,7 @@ class Patience:
     """
 
     search_s: float
+    queue_s: float
     attempts: int
     wait_s: float
     wait_max_s: float
@@ -79,23 +82,23 @@ class Failover(Generic[Found]):
             WorldDownError: no provider answered.
             BudgetError: the budget is used up.
         """
-        self._last = query
-        ends = time.monotonic() + _EARLIER * self._patience.search_s
+        watch = _Watch(_EARLIER * self._patience.search_s, _EARLIER * self._patience.queue_s)
         ready = [source for source in self._sources if source.breaker.state != "open"]
         failures: list[str] = []
         for place, source in enumerate(ready):
-            left = (ends - time.monotonic()) / (len(ready) - place)
             try:
-                found = await self._insist(source, query, left)
+                found = await self._insist(source, query, watch, 1 / (len(ready) - place))
             except ProviderError as error:
                 failures.append(str(error))
                 if place + 1 < len(ready):
                     self._metrics.add(f"{self._under}/failovers")
                 continue
             self._metrics.gauge(f"{self._under}/down", 0.0)
+            if not isinstance(found, WebError):
+                self._last = query
             return found
         self._metrics.gauge(f"{self._under}/down", float(self.down))
-        late = f"It took more than {self._patience.search_s:g} s. " if time.monotonic() >= ends else ""
+        late = f"It took more than {self._patience.search_s:g} s. " if watch.left_s <= 0 else ""
         alone = [f"{one.name} is left alone: {one.breaker.why}" for one in self._sources if one not in ready]
         raise WorldDownError(f"{late}No {self._what} answered. {'; '.join([*failures, *alone])}")
 
@@ -129,20 +132,27 @@ class Failover(Generic[Found]):
         """Seconds until one may be tried."""
         return min(source.breaker.due_s for source in self._sources)
 
-    async def _insist(self, source: Source[Found], query: str, within_s: float) -> Found | WebError:
+    async def _insist(self, source: Source[Found], query: str, watch: _Watch, share: float) -> Found | WebError:
         """Ask one provider, again where that can help.
+
+        Args:
+            source: the provider.
+            query: vetted.
+            watch: of this search.
+            share: of the time that is left.
 
         Raises:
             ProviderError: of the last attempt.
         """
-        patience, ends, timeouts = self._patience, time.monotonic() + within_s, 0
+        patience, reserved, timeouts = self._patience, (1 - share) * watch.left_s, 0
         for number in range(1, patience.attempts + 1):
             try:
-                return await source.once(query, max(0.001, ends - time.monotonic()))
+                async with watch.stopped(source.turn()):
+                    return await source.once(query, max(0.001, watch.left_s - reserved))
             except ProviderError as error:
                 timeouts += error.kind == "timeout"
                 wait = min(patience.wait_max_s, patience.wait_s * 2 ** (number - 1)) + random.uniform(0, patience.wait_s)
-                late = time.monotonic() + wait + (error.after_s or 0.0) >= ends
+                late = wait + (error.after_s or 0.0) >= watch.left_s - reserved
                 closed = source.breaker.state == "closed"
                 if not error.again or timeouts > 1 or late or not closed or number == patience.attempts:
                     raise
@@ -154,6 +164,33 @@ class Failover(Generic[Found]):
         for source in self._sources:
             if source.breaker.state == "half_open":
                 try:
-                    await source.once(self._last, self._patience.search_s)
+                    async with source.turn():
+                        await source.once(self._last, self._patience.search_s)
                 except ProviderError as error:
                     _LOG.info("still down: %s", error)
+
+
+class _Watch:
+    """The time of one search; it stands still while a turn is waited for, for as long as that may take.
+
+    Args:
+        search_s: that it may take.
+        queue_s: that it may stand still.
+    """
+
+    def __init__(self, search_s: float, queue_s: float) -> None:
+        self._ends, self._still_s = time.monotonic() + search_s, queue_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it is over."""
+        return self._ends - time.monotonic()
+
+    @asynccontextmanager
+    async def stopped(self, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+        """Enter and leave a turn; waiting for it does not count."""
+        start = time.monotonic()
+        async with turn:
+            waited = min(time.monotonic() - start, self._still_s)
+            self._ends, self._still_s = self._ends + waited, self._still_s - waited
+            yield

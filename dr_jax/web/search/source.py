@@ -3,7 +3,8 @@
 In:    a vetted query
 Out:   what it found; WebError when the provider does not take this query
 Fails: ProviderError, which says what failed and whether asking again may help; BudgetError before more is spent than may be
-Holds: a request is counted before it is sent, and given back when the provider answered that it failed
+Holds: a request is counted before it is sent, and given back when the provider answered that it failed; a provider that
+       refuses every query is at fault itself, not those who ask
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, Literal, TypeVar
 
 from dr_jax.base.metrics import Metrics, timed
@@ -56,6 +58,7 @@ class Source(Generic[Found]):
         cost: of one query.
         slots: its rate.
         queue_s: how long a query may wait for its turn.
+        vetted: whether queries are such that a provider who refuses one after another is at fault: then that counts as failing.
         breaker: leaves it alone when it fails.
         hold_s: how long a pause, asked for by the provider, is waited for; for a longer one it is left alone.
         budget: of the run; None when `ask` counts what it costs.
@@ -71,6 +74,7 @@ class Source(Generic[Found]):
         cost: float,
         slots: Slots,
         queue_s: float,
+        vetted: bool,
         breaker: Breaker,
         hold_s: float,
         budget: Budget | None,
@@ -81,31 +85,44 @@ class Source(Generic[Found]):
         self._ask, self._cost, self._slots, self._queue_s = ask, cost, slots, queue_s
         self._hold_s, self._held_until = hold_s, 0.0
         self._budget, self._metrics = budget, metrics
+        self._vetted = vetted
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold one of its places for as long as the block lasts: waiting for it is no fault of the provider's.
+
+        Raises:
+            ProviderError: too many are waiting.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._slots.slot(self._queue_s))
+            except QueueError:
+                self._metrics.add(f"{self._counted}/errors/queue")
+                message = f"{self.name} was not asked: it was not a query's turn within {self._queue_s:g} s, by its rate"
+                raise ProviderError("queue", message) from None
+            yield
 
     async def once(self, query: str, within_s: float) -> Found | WebError:
-        """Ask one time.
+        """Ask one time, in a `turn`.
 
         Args:
             query: vetted.
-            within_s: for its turn, and again for the answer.
+            within_s: for the answer.
 
         Raises:
             ProviderError: it did not answer.
             BudgetError: the budget is used up; nothing was sent.
         """
+        await self._held(within_s)
+        ticket = self.breaker.enter()  # after the queue: while it was waited for, others may have failed
+        if ticket is None:
+            self._metrics.add(f"{self._counted}/errors/left_alone")
+            raise ProviderError("left_alone", f"{self.name} is left alone: {self.breaker.why or 'it is being probed'}")
         try:
-            async with self._slots.slot(min(self._queue_s, within_s)):
-                await self._held(within_s)
-                ticket = self.breaker.enter()  # after the queue: while it was waited for, others may have failed
-                if ticket is None:
-                    raise ProviderError("left_alone", f"{self.name} is left alone: {self.breaker.why or 'it is being probed'}")
-                try:
-                    return await self._sent(query, ticket, within_s)
-                finally:
-                    self.breaker.left(ticket)
-        except QueueError:
-            message = f"{self.name} was not asked: too many queries are waiting for their turn"
-            raise ProviderError("queue", message) from None
+            return await self._sent(query, ticket, within_s)
+        finally:
+            self.breaker.left(ticket)
 
     async def _held(self, within_s: float) -> None:
         """Wait for the end of a pause that the provider asked for."""
@@ -140,7 +157,11 @@ class Source(Generic[Found]):
             raise
         if isinstance(found, WebError):
             self._refund()
-        self.breaker.went_well(ticket)
+            self._metrics.add(f"{self._counted}/errors/{found.kind}")
+        if isinstance(found, WebError) and self._vetted:
+            self.breaker.failed(ticket, f"{self.name} refuses one query after another, whatever they are: check its settings")
+        else:
+            self.breaker.went_well(ticket)
         return found
 
     def _refund(self) -> None:

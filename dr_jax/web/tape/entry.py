@@ -27,7 +27,8 @@ class TapeSettings:
 
     Args:
         mode: `live` keeps nothing; `record` reads what is fresh and writes what is new; `replay` reads, however old it is, and
-            never asks the network.
+            never asks the network. It repeats an outage too; what it cannot repeat is an address or a search that ended
+            differently at another time of the same run: it ends as it did at last.
         path: of the file, on a local disk; needed unless `live`.
         search_s: how long a search result is fresh in `record`.
         fetch_s: how long the bytes of an address are.

@@ -27,6 +27,7 @@ from dr_jax.web.tape.file import TapeFile
 _LOG = logger(__name__)
 _CHECKED = 64  # entries between two looks at how large the file is
 _LEFT = 0.95  # of the bound, after something was forgotten
+_PASSED = 0.0  # when what may pass is said to have been written: never fresh
 _PAUSE_S, _PAUSE_MAX_S = 0.01, 0.25  # between two looks at whether another process is done
 Value = TypeVar("Value")
 
@@ -239,14 +240,14 @@ class Tape:
         if self.replays:
             return self._file.select(kind, key)
         now, fresh_s = time.time(), self._settings.fresh_s(kind)
-        oldest = 0.0 if fresh_s is None else now - fresh_s
+        oldest = _PASSED + 1.0 if fresh_s is None else now - fresh_s
         return self._file.select(kind, key, oldest, now - self._settings.error_s)
 
     def _insert(self, kind: EntryKind, key: str, entry: Entry) -> None:
         if entry.passing and self._file.select(kind, key) is not None:
             lease.release(self._file, kind, key, self._owner)
             return
-        self._file.insert(kind, key, entry, at=0.0 if entry.passing else None)
+        self._file.insert(kind, key, entry, at=_PASSED if entry.passing else None)
         self._inserts += 1
         most = self._settings.max_mb << 20
         if not most or self._inserts % _CHECKED or self._file.bytes_used <= most:
