@@ -21,7 +21,7 @@ from dr_jax.engine.runner import COPIES, DecodeRows, PrefillRows, programs
 from dr_jax.engine.sample import Draws
 from dr_jax.engine.scheduler import Decode, Prefill
 from dr_jax.engine.settings import EngineSettings
-from dr_jax.model.decoder import Weights
+from dr_jax.model.decoder import Laid, Weights, apart
 from dr_jax.model.sizes import Sizes
 
 STOPS = 8  # stop ids that one request can have
@@ -49,6 +49,8 @@ class Device:
             for name, weight in weights.items()
         }
         self._forms = {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
+        on_cpu = next(iter(everywhere.device_set)).platform == "cpu"
+        self._apart = on_cpu and sizes.layers <= settings.unrolled_layers
         self.weights = self.fitted(weights)
         self._programs = programs(
             sizes,
@@ -58,8 +60,8 @@ class Device:
         )
         self._pools = self._programs.empty_pools(settings.page_count, settings.page_size, settings.dtype)
 
-    def fitted(self, weights: Weights) -> Weights:
-        """Return weights where the programs expect them; no copy where they lie there already.
+    def fitted(self, weights: Weights) -> Laid:
+        """Return weights where and as the programs expect them; no copy where they lie so already.
 
         Raises:
             CheckpointError: names, shapes or dtypes differ.
@@ -71,7 +73,8 @@ class Device:
                 f"The engine was given weights whose {name} is {forms.get(name, 'missing')}",
                 needed=f"{self._forms.get(name, 'no such weight')}, as at the start",
             )
-        return jax.device_put(dict(weights), self._places)
+        placed = jax.device_put(dict(weights), self._places)
+        return apart(placed) if self._apart else placed
 
     def copy(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy pages, in order."""

@@ -23,6 +23,8 @@ class EngineSettings:
         prefill_rows: rows of the prefill programs, rising: few for one observation, many for many prompts.
         prefill_width: known ids computed per row of them.
         block: tokens that attention meets at a time; 0 chooses by backend.
+        unrolled_layers: on a CPU, models of at most so many layers are computed layer by layer, not in a scan: faster, but the
+            programs take longer to compile.
         max_waiting: requests that run or are queued; further callers wait before they are queued.
         dtype: of keys and values.
     """
@@ -35,6 +37,7 @@ class EngineSettings:
     prefill_rows: tuple[int, ...] = (2, 8, 32)
     prefill_width: int = 32
     block: int = 0
+    unrolled_layers: int = 8
     max_waiting: int = 4096
     dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -8,7 +8,7 @@ Holds: every layer's weights are stacked on a leading axis and scanned, so compi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -23,6 +23,7 @@ from dr_jax.model.sizes import Sizes
 from dr_jax.sharding.rules import split
 
 Weights = dict[str, Array]
+Laid = Mapping[str, Any]  # Weights, or what `apart` makes of them
 Cache = TypeVar("Cache")
 
 
@@ -128,7 +129,7 @@ def describe(sizes: Sizes) -> dict[str, WeightSpec]:
 
 
 def hidden_states(
-    weights: Weights,
+    weights: Laid,
     sizes: Sizes,
     ids_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"],
@@ -141,7 +142,7 @@ def hidden_states(
     """Run every layer.
 
     Args:
-        weights: as `describe` lists them.
+        weights: as `describe` lists them, or `apart`.
         sizes: of the model.
         ids_BT: token ids.
         positions_BT: of each token in its own sequence, from 0.
@@ -167,13 +168,32 @@ def hidden_states(
         return (split(x_BTD + _feed_forward(x_BTD, w, sizes), "row", None, None), cache), None
 
     body: Callable[..., Any] = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+
+    def layers(carry: tuple[Float[Array, "B T D"], Cache]) -> tuple[Float[Array, "B T D"], Cache]:
+        numbers = jnp.arange(sizes.layers, dtype=jnp.int32)
+        if all(isinstance(weight, jax.Array) for weight in stacked.values()):
+            carry, _ = jax.lax.scan(body, carry, (numbers, stacked))
+            return carry
+        for number in range(sizes.layers):
+            carry, _ = body(carry, (numbers[number], {name: weight[number] for name, weight in stacked.items()}))
+        return carry
+
     # Activations keep their rows, so that weights move and not activations: the table is gathered before it is looked up in.
     x_BTD = split(split(weights["embed"].astype(dtype), "vocab", None)[ids_BT], "row", None, None)
-    (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), (jnp.arange(sizes.layers, dtype=jnp.int32), stacked))
+    x_BTD, cache = layers((x_BTD, cache))
     return rms_norm(x_BTD, weights["final_norm"].astype(dtype), sizes.norm_eps), cache
 
 
-def head(weights: Weights, sizes: Sizes) -> Float[Array, "D V"]:
+def apart(weights: Weights) -> Laid:
+    """Return weights whose layers lie each for themselves, to be computed one after the other without a scan.
+
+    XLA's CPU backend copies a layer's weights out of the stack before it computes with them, which takes as long as a few rows
+    of ids do. The programs become as long as the model is deep.
+    """
+    return {name: list(weight) if name.startswith("layers.") else weight for name, weight in weights.items()}
+
+
+def head(weights: Laid, sizes: Sizes) -> Float[Array, "D V"]:
     """Return the matrix that turns hidden states into logits."""
     return weights["embed"].T if sizes.tied else weights["head"]
 

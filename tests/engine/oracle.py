@@ -59,10 +59,14 @@ def kept(values: np.ndarray, sampling: Sampling) -> np.ndarray:
     return out
 
 
-def noise(key: RequestKey, index: int) -> np.ndarray:
-    """Gumbel noise of one id of a request."""
+def drawn(left: np.ndarray, sampling: Sampling, key: RequestKey, index: int) -> int:
+    """The id that a request draws: the first whose cumulated probability passes its uniform number."""
+    if sampling.temperature == 0:
+        return int(np.argmax(left))
     word = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(key_data(key)), impl="threefry2x32"), index)
-    return np.asarray(jax.random.gumbel(word, (SIZES.vocab,), jnp.float32))
+    shares = np.exp(left - left.max())
+    until = np.cumsum(shares)
+    return int(np.searchsorted(until, float(jax.random.uniform(word, (), jnp.float32)) * until[-1], side="right"))
 
 
 def sample(weights: Weights, prompt: Sequence[int], sampling: Sampling, key: RequestKey) -> Sampled:
@@ -70,15 +74,14 @@ def sample(weights: Weights, prompt: Sequence[int], sampling: Sampling, key: Req
     ids, logprobs = list(prompt), []
     while len(logprobs) < sampling.max_new_tokens:
         left = kept(logits(weights, ids), sampling)
-        noisy = left if sampling.temperature == 0 else left + noise(key, len(logprobs))
-        token = int(np.argmax(noisy))
+        token = drawn(left, sampling, key, len(logprobs))
         peak = left.max()
         logprobs.append(float(left[token] - peak - np.log(np.exp(left - peak).sum())))
         ids.append(token)
         if token in sampling.stop_ids:
             break
-    drawn = tuple(ids[len(prompt) :])
-    return Sampled(drawn, tuple(logprobs), (0,) * len(drawn), "stop" if drawn[-1] in sampling.stop_ids else "length")
+    new = tuple(ids[len(prompt) :])
+    return Sampled(new, tuple(logprobs), (0,) * len(new), "stop" if new[-1] in sampling.stop_ids else "length")
 
 
 def assert_same(found: Sampled, expected: Sampled, tolerance: float = 1e-4) -> None:

@@ -65,9 +65,26 @@ def test_mixed_rows_agree_with_numpy(index: int) -> None:
     ids, logprobs = _draw(jnp.asarray(logits), how(samplings, keys(len(samplings)), index))
     for row, (sampling, key) in enumerate(zip(samplings, keys(len(samplings)), strict=True)):
         left = oracle.kept(logits[row].astype(np.float64), sampling)
-        noisy = left if sampling.temperature == 0 else left + oracle.noise(key, index)
-        assert ids[row] == np.argmax(noisy), sampling
+        assert ids[row] == oracle.drawn(left, sampling, key, index), sampling
         assert logprobs[row] == pytest.approx(left[ids[row]] - np.log(np.exp(left).sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize("vocab", [2, 33, 1000, 49_152])
+def test_every_id_is_drawn_as_often_as_it_should_be(vocab: int) -> None:
+    """Whatever the width of the blocks, and the holes between ids that have any mass."""
+    rng = np.random.default_rng(vocab)
+    shares = np.zeros(vocab)
+    places = rng.choice(vocab, min(vocab, 5), replace=False)
+    shares[places] = rng.dirichlet(np.ones(len(places)))
+    shares[[0, -1]] += [0.1, 0.2]  # the ends are where rounding shows
+    shares /= shares.sum()
+    with np.errstate(divide="ignore"):
+        logits = jnp.asarray(np.tile(np.log(shares), (4000, 1)), jnp.float32)
+    ids, logprobs = _draw(logits, how([Sampling(1)] * 4000, keys(4000)))
+    seen = np.bincount(np.asarray(ids), minlength=vocab) / 4000
+    assert seen[shares == 0].sum() == 0
+    np.testing.assert_allclose(seen[shares > 0], shares[shares > 0], atol=4 * 0.5 / np.sqrt(4000))
+    np.testing.assert_allclose(np.exp(logprobs), shares[np.asarray(ids)], rtol=1e-5)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:

@@ -1,0 +1,1 @@
+"""One module per side and benchmark; each runs in the environment of what it measures."""

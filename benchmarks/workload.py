@@ -1,0 +1,108 @@
+"""What every side of a benchmark is given: the same model sizes, the same ids, the same lengths. Numpy only.
+
+In:    a name
+Out:   Model: sizes of a Qwen3-shaped model; Request: turns of one conversation, each with ids that are new and how many to draw
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SEED = 20251126
+SPECIAL = 3  # ids below are padding, beginning and end for somebody
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Sizes of a Qwen3-shaped model with tied embeddings."""
+
+    vocab: int
+    width: int
+    ff: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads) + 2 * self.head_dim
+        return self.vocab * self.width + self.layers * (attention + 3 * self.width * self.ff + 2 * self.width) + self.width
+
+
+MODELS = {
+    "small": Model(2048, 256, 768, 4, 8, 2, 32),  # 3.5 M, the sizes at which Tunix was measured before
+    "135m": Model(49_152, 576, 1536, 30, 9, 3, 64),  # SmolLM2-135M's
+    "0.5b": Model(151_936, 896, 4864, 24, 14, 2, 64),  # Qwen2.5's
+    "1.5b": Model(151_936, 1536, 8960, 28, 12, 2, 128),
+    "7b": Model(152_064, 3584, 18_944, 28, 28, 4, 128),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the world says, and how many ids the policy says then."""
+
+    ids: tuple[int, ...]
+    draw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One conversation; siblings have the same question."""
+
+    question: int
+    turns: tuple[Turn, ...]
+
+    @property
+    def drawn(self) -> int:
+        """Ids that are drawn in all."""
+        return sum(turn.draw for turn in self.turns)
+
+    @property
+    def length(self) -> int:
+        """Ids in all."""
+        return self.drawn + sum(len(turn.ids) for turn in self.turns)
+
+
+def decode_work(name: str, vocab: int) -> list[Request]:
+    """Return the requests of a decoding benchmark.
+
+    `uniform`: 16 requests that each draw 64 ids after 64. `grpo`: 8 questions of 600 ids, 8 siblings each, three turns of 16 to
+    256 drawn ids with 300 ids of observation between them.
+    """
+    rng = np.random.default_rng(SEED)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(int(one) for one in rng.integers(SPECIAL, vocab, count))
+
+    if name == "uniform":
+        return [Request(number, (Turn(ids(64), 64),)) for number in range(16)]
+    if name != "grpo":
+        raise ValueError(f"no work is called {name!r}")
+    requests = []
+    for question in range(8):
+        prompt = ids(600)
+        for _ in range(8):
+            draws = [int(one) for one in rng.integers(16, 257, 3)]
+            requests.append(Request(question, (Turn(prompt, draws[0]), *(Turn(ids(300), draw) for draw in draws[1:]))))
+    return requests
+
+
+def update_work(name: str, vocab: int) -> list[tuple[tuple[int, ...], int]]:
+    """Return the rows of an update benchmark: ids, and how many of the first ones are the prompt's.
+
+    `equal`: 16 rows of 512, 256 of prompt. `ragged`: 32 rows of 64 to 1,024, log-uniform, of which a quarter is prompt.
+    """
+    rng = np.random.default_rng(SEED + 1)
+    lengths = [512] * 16 if name == "equal" else [int(one) for one in np.exp(rng.uniform(np.log(64), np.log(1024), 32))]
+    prompts = [256 if name == "equal" else length // 4 for length in lengths]
+    return [
+        (tuple(int(one) for one in rng.integers(SPECIAL, vocab, length)), prompt)
+        for length, prompt in zip(lengths, prompts, strict=True)
+    ]
