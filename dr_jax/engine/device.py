@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dr_jax.base.errors import CheckpointError
+from dr_jax.engine.paged import Tiles
 from dr_jax.engine.pages import SCRATCH
 from dr_jax.engine.request import Request
 from dr_jax.engine.runner import COPIES, DecodeRows, PrefillRows, programs
@@ -49,13 +50,13 @@ class Device:
             for name, weight in weights.items()
         }
         self._forms = {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
-        on_cpu = next(iter(everywhere.device_set)).platform == "cpu"
-        self._apart = on_cpu and sizes.layers <= settings.unrolled_layers
+        platform = next(iter(everywhere.device_set)).platform
+        self._apart = platform == "cpu" and sizes.layers <= settings.unrolled_layers
         self.weights = self.fitted(weights)
         self._programs = programs(
             sizes,
             tokens_per_call=settings.tokens_per_call,
-            block=settings.block or _block(settings, everywhere),
+            tiles=_tiles(settings, platform),
             everywhere=everywhere,
         )
         self._pools = self._programs.empty_pools(settings.page_count, settings.page_size, settings.dtype)
@@ -153,8 +154,8 @@ def _draws(requests: Sequence[Request], count: int) -> Draws:
     return Draws(keys, indices, temperatures, ps, ks)
 
 
-def _block(settings: EngineSettings, everywhere: jax.sharding.Sharding) -> int:
-    # On a CPU a block of keys should stay in its cache; elsewhere each block costs kernel launches.
-    platform = next(iter(everywhere.device_set)).platform
-    pages = max((128 if platform == "cpu" else 512) // settings.page_size, 1)
-    return min(pages, settings.pages_per_request) * settings.page_size
+def _tiles(settings: EngineSettings, platform: str) -> Tiles:
+    # On a CPU what is met at once should stay in its cache; elsewhere each step costs kernel launches.
+    tokens, at_once = (128, 16) if platform == "cpu" else (512, 128)
+    pages = min(max(tokens // settings.page_size, 1), settings.pages_per_request)
+    return Tiles(settings.block or pages * settings.page_size, at_once)

@@ -20,7 +20,18 @@ from dr_jax.engine.pages import SCRATCH
 from dr_jax.model.decoder import Attend
 
 _HIDDEN = -1e30  # finite, so that the difference of two is not NaN
-_AT_ONCE = 16  # blocks of keys that single queries meet in one step
+
+
+class Tiles(NamedTuple):
+    """How attention is cut up; what is gathered does not depend on it but for rounding.
+
+    Args:
+        tokens: of a block of keys, a multiple of the page size.
+        at_once: blocks that single queries meet in one step.
+    """
+
+    tokens: int
+    at_once: int
 
 
 class Pools(NamedTuple):
@@ -47,18 +58,18 @@ class Items(NamedTuple):
 
 
 def paged_attention(
-    pools: Pools, tables_BX: Int[Array, "B X"], positions_BQ: Int[Array, "B Q"], valid_BQ: Bool[Array, "B Q"], block: int
+    pools: Pools, tables_BX: Int[Array, "B X"], positions_BQ: Int[Array, "B Q"], valid_BQ: Bool[Array, "B Q"], tiles: Tiles
 ) -> Attend[Pools]:
     """Return attention that first writes the new keys and values to their pages, then reads all pages of each row.
 
-    Blocks of `block` tokens are met with a running maximum and sum (Milakov and Gimelshein, arXiv 1805.02867): stretches of
+    Blocks of keys are met with a running maximum and sum (Milakov and Gimelshein, arXiv 1805.02867): stretches of
     queries meet them one after the other, as many as the longest valid row has; single queries meet those that their own row
     has, all rows' blocks in one list (as in Flash-Decoding, Dao et al. 2023).
     """
     page_size = pools.k_LKPWC.shape[3]
     single = positions_BQ.shape[1] == 1
     items = (
-        _listed(jnp.where(valid_BQ[:, 0], positions_BQ[:, 0] + 1, 0), tables_BX.shape[1] * page_size, block) if single else None
+        _listed(jnp.where(valid_BQ[:, 0], positions_BQ[:, 0] + 1, 0), tables_BX.shape[1] * page_size, tiles) if single else None
     )
 
     def attend(
@@ -73,9 +84,10 @@ def paged_attention(
         write = partial(_written, layer=layer, pages_BQ=pages_BQ, offsets_BQ=positions_BQ % page_size)
         pools = Pools(write(cache.k_LKPWC, k_BTKC), write(cache.v_LKPWC, v_BTKC))
         if items is not None:
-            return _met_each(q_BTHC, pools, layer, tables_BX, positions_BQ[:, 0], items, block), pools
+            return _met_each(q_BTHC, pools, layer, tables_BX, positions_BQ[:, 0], items, tiles), pools
         longest = jnp.max(jnp.where(valid_BQ, positions_BQ, 0)) + 1
-        return _met(q_BTHC, pools, layer, tables_BX, positions_BQ, (longest + block - 1) // block, block), pools
+        blocks = (longest + tiles.tokens - 1) // tiles.tokens
+        return _met(q_BTHC, pools, layer, tables_BX, positions_BQ, blocks, tiles.tokens), pools
 
     return attend
 
@@ -130,10 +142,11 @@ def _met(
     return out.transpose(1, 3, 0, 2, 4).reshape(q_BQHC.shape).astype(q_BQHC.dtype)
 
 
-def _listed(lengths_B: Int[Array, " B"], most: int, block: int) -> Items:
+def _listed(lengths_B: Int[Array, " B"], most: int, tiles: Tiles) -> Items:
+    block, at_once = tiles
     counts_B = (lengths_B + block - 1) // block
     ends_B = jnp.cumsum(counts_B)
-    items_N = jnp.arange(-(-len(lengths_B) * -(-most // block) // _AT_ONCE) * _AT_ONCE, dtype=jnp.int32)
+    items_N = jnp.arange(-(-len(lengths_B) * -(-most // block) // at_once) * at_once, dtype=jnp.int32)
     rows_N = jnp.minimum(jnp.sum(items_N[:, None] >= ends_B[None, :], axis=1), len(lengths_B) - 1).astype(jnp.int32)
     firsts_B = ends_B - counts_B
     return Items(rows_N, items_N - firsts_B[rows_N], firsts_B, counts_B)
@@ -146,9 +159,9 @@ def _met_each(
     tables_BX: Int[Array, "B X"],
     positions_B: Int[Array, " B"],
     items: Items,
-    block: int,
+    tiles: Tiles,
 ) -> Float[Array, "B 1 H C"]:
-    rows, _, heads, channels = q_B1HC.shape
+    (block, at_once), (rows, _, heads, channels) = tiles, q_B1HC.shape
     kv_heads, page_size = pools.k_LKPWC.shape[1], pools.k_LKPWC.shape[3]
     groups, wide, count = heads // kv_heads, block // page_size, len(items.rows_N)
     scaled = (q_B1HC.astype(jnp.float32) * channels**-0.5).astype(pools.k_LKPWC.dtype)
@@ -158,11 +171,11 @@ def _met_each(
     def read(pool_LKPWC: Array, pages_MX: Array) -> Float[Array, "K M T C"]:
         pool = pool_LKPWC.reshape(*pool_LKPWC.shape[:3], -1)
         take: Callable[[Array], Array] = lambda one: one.at[layer, pages_MX].get(mode="promise_in_bounds")  # noqa: E731
-        return jax.vmap(take, in_axes=1)(pool).reshape(kv_heads, _AT_ONCE, block, channels)
+        return jax.vmap(take, in_axes=1)(pool).reshape(kv_heads, at_once, block, channels)
 
     def meet(step: Array, met: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        start = step * _AT_ONCE
-        rows_M, blocks_M = (jax.lax.dynamic_slice_in_dim(one, start, _AT_ONCE) for one in (items.rows_N, items.blocks_N))
+        start = step * at_once
+        rows_M, blocks_M = (jax.lax.dynamic_slice_in_dim(one, start, at_once) for one in (items.rows_N, items.blocks_N))
         blocks_M = jnp.minimum(blocks_M, tables_BIX.shape[1] - 1)  # what comes after the last item
         pages_MX = tables_BIX[rows_M, blocks_M]
         keys = read(pools.k_LKPWC, pages_MX)
@@ -179,7 +192,7 @@ def _met_each(
 
     shape = (kv_heads, count, groups)
     empty = (jnp.full(shape, _HIDDEN, jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros((*shape, channels), jnp.float32))
-    steps = (items.counts_B.sum() + _AT_ONCE - 1) // _AT_ONCE
+    steps = (items.counts_B.sum() + at_once - 1) // at_once
     best_KNG, total_KNG, out_KNGC = jax.lax.fori_loop(0, steps, meet, empty)
     # Each row's blocks, in their order: what a row gathers does not depend on where its items stand in the list.
     places_1I = jnp.arange(tables_BIX.shape[1], dtype=jnp.int32)[None]

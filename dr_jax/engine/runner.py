@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Bool, Float, Int
 
-from dr_jax.engine.paged import Pools, paged_attention
+from dr_jax.engine.paged import Pools, Tiles, paged_attention
 from dr_jax.engine.sample import Draws, draw
 from dr_jax.model.decoder import Laid, head, hidden_states
 from dr_jax.model.sizes import Sizes
@@ -70,9 +70,9 @@ class Drawn(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def programs(sizes: Sizes, *, tokens_per_call: int, block: int, everywhere: Sharding) -> Programs:
+def programs(sizes: Sizes, *, tokens_per_call: int, tiles: Tiles, everywhere: Sharding) -> Programs:
     """Return the programs for these constants; engines that are alike share what is compiled."""
-    return Programs(sizes, tokens_per_call=tokens_per_call, block=block, everywhere=everywhere)
+    return Programs(sizes, tokens_per_call=tokens_per_call, tiles=tiles, everywhere=everywhere)
 
 
 class Programs:
@@ -81,19 +81,19 @@ class Programs:
     Args:
         sizes: of the model.
         tokens_per_call: ids that a decode call draws per row.
-        block: tokens that attention meets at a time; a multiple of the page size.
+        tiles: how attention is cut up.
         everywhere: where small arrays lie: on every device of the engine.
     """
 
-    def __init__(self, sizes: Sizes, *, tokens_per_call: int, block: int, everywhere: Sharding) -> None:
+    def __init__(self, sizes: Sizes, *, tokens_per_call: int, tiles: Tiles, everywhere: Sharding) -> None:
         self.sizes, self.everywhere = sizes, everywhere
         self.pools = Pools(self._pool_place(), self._pool_place())
         drawn = Drawn(everywhere, everywhere, everywhere)
         self.prefill = jax.jit(
-            partial(prefill, sizes, block), donate_argnums=1, out_shardings=(self.pools, everywhere, everywhere)
+            partial(prefill, sizes, tiles), donate_argnums=1, out_shardings=(self.pools, everywhere, everywhere)
         )
         self.decode = jax.jit(
-            partial(decode, sizes, block, tokens_per_call), donate_argnums=1, out_shardings=(self.pools, drawn)
+            partial(decode, sizes, tiles, tokens_per_call), donate_argnums=1, out_shardings=(self.pools, drawn)
         )
         self.copy = jax.jit(copy, donate_argnums=0, out_shardings=self.pools)
 
@@ -117,20 +117,20 @@ class Programs:
 
 
 def prefill(
-    sizes: Sizes, block: int, weights: Laid, pools: Pools, rows: PrefillRows
+    sizes: Sizes, tiles: Tiles, weights: Laid, pools: Pools, rows: PrefillRows
 ) -> tuple[Pools, Int[Array, " B"], Float[Array, " B"]]:
     """Compute keys and values of every stretch, and draw the id that follows each."""
     places_BQ = jnp.arange(rows.ids_BQ.shape[1], dtype=jnp.int32)[None, :]
     positions_BQ = rows.starts_B[:, None] + places_BQ
     valid_BQ = places_BQ < rows.counts_B[:, None]
-    attend = paged_attention(pools, rows.tables_BX, positions_BQ, valid_BQ, block)
+    attend = paged_attention(pools, rows.tables_BX, positions_BQ, valid_BQ, tiles)
     hidden_BQD, pools = hidden_states(weights, sizes, rows.ids_BQ, positions_BQ, attend, pools)
     last_B11 = jnp.maximum(rows.counts_B - 1, 0)[:, None, None]
     hidden_BD = jnp.take_along_axis(hidden_BQD, last_B11, axis=1)[:, 0]
     return pools, *draw(_logits(weights, sizes, hidden_BD), rows.draws)
 
 
-def decode(sizes: Sizes, block: int, tokens: int, weights: Laid, pools: Pools, rows: DecodeRows) -> tuple[Pools, Drawn]:
+def decode(sizes: Sizes, tiles: Tiles, tokens: int, weights: Laid, pools: Pools, rows: DecodeRows) -> tuple[Pools, Drawn]:
     """Draw up to `tokens` ids per row; a row ends at a stop id or its budget, the call when all rows did."""
 
     class Now(NamedTuple):
@@ -146,7 +146,7 @@ def decode(sizes: Sizes, block: int, tokens: int, weights: Laid, pools: Pools, r
     def step(now: Now) -> Now:
         active_B = now.lefts_B > 0
         positions_B1 = (rows.lengths_B + now.drawn.counts_B)[:, None]
-        attend = paged_attention(now.pools, rows.tables_BX, positions_B1, active_B[:, None], block)
+        attend = paged_attention(now.pools, rows.tables_BX, positions_B1, active_B[:, None], tiles)
         hidden_B1D, pools = hidden_states(weights, sizes, now.ids_B[:, None], positions_B1, attend, now.pools)
         how = rows.draws._replace(indices_B=rows.draws.indices_B + now.drawn.counts_B)
         ids_B, logprobs_B = draw(_logits(weights, sizes, hidden_B1D[:, 0]), how)

@@ -1,0 +1,78 @@
+"""Tokens per second of sampling, side by side: `python -m benchmarks.decode`.
+
+Work:  `uniform`: 16 requests, 64 ids after 64. `agent`: 4 questions of 600 ids, 4 siblings each, three turns of 16 to 256 ids
+       with 300 ids of observation between them. `group`: the same with 8 questions and 8 siblings (hours, with all sides).
+Sides: dr_jax's engine, Tunix's sampler, transformers' generate; one process each, warmed up, taking turns
+Out:   a table, and `results/decode_WORK.json`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.peers import python_of
+from benchmarks.result import RESULTS, Spread, write
+from benchmarks.side import Side, SideError
+from benchmarks.workload import MODELS, decode_work
+
+SIDES = {"dr_jax": "ours", "tunix": "tunix", "transformers": "torch"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", nargs="+", default=["uniform", "agent"], choices=["uniform", "agent", "group"])
+    parser.add_argument("--model", default="small", choices=MODELS, help="sizes of a Qwen3-shaped model with random weights")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements per side, after one that is not counted")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    told = parser.parse_args(arguments)
+    for work in told.work:
+        measured = measure(work, told.model, told.rounds, told.sides)
+        show(work, told.model, measured)
+        name = f"decode_{work}" if told.model == "small" else f"decode_{work}_{told.model}"
+        print(f"written to {write(name, measured, ('jax', 'transformers'), RESULTS)}")
+
+
+def measure(work: str, model: str, rounds: int, names: Sequence[str]) -> dict[str, Spread]:
+    """Return tokens per second of every side that can do the work."""
+    sides: list[Side] = []
+    try:
+        for name in names:
+            kind = SIDES[name]
+            python = sys.executable if kind == "ours" else python_of(kind)
+            try:
+                sides.append(Side(name, python, f"benchmarks.sides.decode_{kind}", {"work": work, "model": model}))
+            except SideError as error:
+                print(error, file=sys.stderr)
+        speeds: dict[str, list[float]] = {side.name: [] for side in sides}
+        for _ in track(range(rounds), description=work, console=Console(stderr=True)):
+            for side in sides:
+                found = side.go()
+                speeds[side.name].append(found["tokens"] / found["seconds"])
+    finally:
+        for side in sides:
+            side.close()
+    return {name: Spread.of(found, "tokens/s") for name, found in speeds.items()}
+
+
+def show(work: str, model: str, measured: dict[str, Spread]) -> None:
+    """Print a table."""
+    drawn = sum(request.drawn for request in decode_work(work, MODELS[model].vocab))
+    table = Table(title=f"{work}, {model} ({MODELS[model].parameters:,} parameters): {drawn:,} ids drawn")
+    for column in ("side", "tokens/s", "least", "most", "dr_jax is"):
+        table.add_column(column, justify="left" if column == "side" else "right")
+    ours = next(iter(measured.values())).median
+    for name, spread in measured.items():
+        ratio = "" if spread.median == ours else f"{ours / spread.median:.2f} x"
+        table.add_row(name, f"{spread.median:,.0f}", f"{spread.min:,.0f}", f"{spread.max:,.0f}", ratio)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
