@@ -115,6 +115,27 @@ async def test_who_waits_gets_what_the_other_found(tmp_path: Path) -> None:
     assert metrics.drain()["web/tape_hits"] == 1
 
 
+async def test_whoever_gives_up_ends_nobody_elses_claim(tmp_path: Path) -> None:
+    asked, go = list[str](), asyncio.Event()
+    down = Entry({"kind": "world_down", "message": "not in time"}, error=True, passing=True)
+
+    async def slow() -> tuple[str, Entry]:
+        await go.wait()
+        return await counted("q", asked)
+
+    async with shared(tmp_path / "t") as one, shared(tmp_path / "t", wait_s=0.3) as two:
+        first = asyncio.create_task(one.once("search", "q", slow, read))
+        await until(lambda: one._mine)
+        for tape in (one, two):  # as their searches do that took too long
+            await tape.keep("search", "q", down)
+            with pytest.raises(WorldDownError, match="busy with search 'q'"):
+                await two.once("search", "q", lambda: counted("q", asked), read)
+        go.set()
+        assert await first == "made q"
+        assert await two.once("search", "q", lambda: counted("q", asked), read) == "made q"
+    assert asked == ["q"]
+
+
 async def test_a_lease_is_renewed_as_long_as_its_owner_lives(tmp_path: Path) -> None:
     asked, go = list[str](), asyncio.Event()
 

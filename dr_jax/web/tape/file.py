@@ -158,8 +158,14 @@ class TapeFile:
                     self._note_use(self.base)
         return Entry(json.loads(meta), body, bool(error))
 
-    def insert(self, kind: EntryKind, key: str, entry: Entry, *, at: float | None = None) -> None:
-        """Keep an entry, and end whatever lease is on it."""
+    def insert(self, kind: EntryKind, key: str, entry: Entry, *, at: float | None = None, settles: bool = True) -> None:
+        """Keep an entry.
+
+        Args:
+            kind, key, entry: what is kept, and under what.
+            at: Unix time at which it is said to have been written; now by default.
+            settles: whether nobody needs to ask any more: then whatever lease is on it ends.
+        """
         sha256 = hashlib.sha256(entry.body).digest() if entry.body else None
         packed = zstandard.ZstdCompressor(level=_LEVEL).compress(entry.body) if entry.body else b""
         now = time.time()
@@ -168,7 +174,8 @@ class TapeFile:
                 base.execute("insert or replace into blobs values (?, ?, ?)", (sha256, len(entry.body), packed))
             row = (kind, key, now if at is None else at, json.dumps(entry.meta), sha256, now, 0, entry.error)
             base.execute("insert or replace into entries values (?, ?, ?, ?, ?, ?, ?, ?)", row)
-            base.execute("delete from leases where kind = ? and key = ?", (kind, key))
+            if settles:
+                base.execute("delete from leases where kind = ? and key = ?", (kind, key))
             self._note_use(base)
 
     @property

@@ -244,10 +244,13 @@ class Tape:
         return self._file.select(kind, key, oldest, now - self._settings.error_s)
 
     def _insert(self, kind: EntryKind, key: str, entry: Entry) -> None:
-        if entry.passing and self._file.select(kind, key) is not None:
-            lease.release(self._file, kind, key, self._owner)
+        if entry.passing:  # somebody else may be asking still, and find more
+            if self._file.select(kind, key) is None:
+                self._file.insert(kind, key, entry, at=_PASSED, settles=False)
+            if (kind, key) not in self._mine:
+                lease.release(self._file, kind, key, self._owner)
             return
-        self._file.insert(kind, key, entry, at=_PASSED if entry.passing else None)
+        self._file.insert(kind, key, entry)
         self._inserts += 1
         most = self._settings.max_mb << 20
         if not most or self._inserts % _CHECKED or self._file.bytes_used <= most:
