@@ -98,6 +98,8 @@ async def test_a_page_is_read_with_the_key_of_the_environment(server: Server, mo
         "tokens_read": 100,
         "tokens_written": 10,
     }
+    assert counted["reader/web/query_n"] == 1  # it is no traffic of the web's
+    assert not [name for name in counted if name.startswith("web/")]
     assert counted["reader/openai/s_n"] == 1
 
 

@@ -363,6 +363,36 @@ async def test_nobody_listens() -> None:
     assert found == WebError("unreachable", "http://gone/ could not be reached")
 
 
+async def test_a_page_takes_a_place_in_memory_only_when_it_is_its_hosts_turn(site: Site, allowed: AllowedHost) -> None:
+    site.hang("/slow")
+    site.page("/a", "a")
+    pace = Pace(PaceSettings(own=1, concurrent=1))
+    async with Fetcher(FetchSettings(), Guard([allowed]), pace, Metrics()) as fetcher, pace.place() as one, pace.place() as two:
+        slow = asyncio.create_task(fetcher.get("http://w.here/slow", place=one))
+        queued = asyncio.create_task(fetcher.get("http://w.here/a", place=two))
+        await asyncio.sleep(0.2)
+        assert (one._held is not None, two._held) == (True, None)  # the second waits for the host, and not in memory
+        assert pace._all.users == 1
+        slow.cancel()
+        await asyncio.wait({slow})
+        await one.free()
+        found = await asyncio.wait_for(queued, 5.0)
+        assert isinstance(found, Fetched)
+        assert two._held is not None  # until it has been read
+    assert pace._all.users == 0
+
+
+async def test_a_page_that_is_tried_again_holds_one_place(site: Site, allowed: AllowedHost) -> None:
+    site.in_turn("/a", web.Response(status=503), web.Response(status=302, headers={"Location": "/b"}))
+    site.page("/b", "b")
+    pace = Pace(PaceSettings(concurrent=1))
+    async with Fetcher(FetchSettings(wait_s=0.01), Guard([allowed]), pace, Metrics()) as fetcher, pace.place() as place:
+        found = await asyncio.wait_for(fetcher.get("http://w.here/a", place=place), 5.0)
+        assert isinstance(found, Fetched)
+        assert pace._all.users == 1
+    assert pace._all.users == 0
+
+
 async def test_one_who_stops_waiting_leaves_nothing_open(site: Site, make_fetcher: MakeFetcher) -> None:
     site.hang("/a")
     fetcher = await make_fetcher(first_byte_s=30.0, total_s=30.0, deadline_s=30.0)

@@ -148,6 +148,39 @@ async def test_a_gateway_that_returns_is_asked_again_and_an_outage_only_pauses()
         await asyncio.wait_for(waiting, 10)
 
 
+async def test_waiting_for_the_world_is_said_once_and_shown(caplog: pytest.LogCaptureFixture) -> None:
+    sick, metrics = ToldWeb(sick=WorldDownError("all of them are down")), Metrics()
+    async with gateways(sick) as (one,), remote(one.url, metrics=metrics) as web:
+        with caplog.at_level("INFO", "dr_jax"):
+            waiting = asyncio.create_task(web.healthy())
+            await until(lambda: metrics._gauges.get("gateways/down") == 1.0)
+            await asyncio.sleep(0.2)
+            sick.sick = None
+            await asyncio.wait_for(waiting, 5.0)
+    assert metrics.drain()["gateways/down"] == 0.0
+    assert caplog.text.count("nothing new is begun") == 1
+    assert "the run goes on" in caplog.text
+
+
+async def test_what_was_made_is_used_where_it_cannot_be_kept() -> None:
+    told, made = ToldWeb(), list[str]()
+
+    async def make() -> tuple[Any, bool]:
+        made.append("made")
+        return ["says", 1], True
+
+    async with gateways(told) as (one,), remote(one.url, answer_s=0.5) as web:
+        assert await web.once("reading", "k", make) == ["says", 1]
+        assert await web.once("reading", "k", make) == ["says", 1]
+        assert made == ["made"]
+
+        async def lose(*_: Any, **__: Any) -> None:
+            raise WorldDownError("the disk is gone")
+
+        told.keep = lose  # type: ignore[method-assign]
+        assert await web.once("reading", "other", make) == ["says", 1]
+
+
 async def test_one_that_says_hello_and_fails_at_its_work_rests_all_the_same() -> None:
     asked: list[str] = []
 
