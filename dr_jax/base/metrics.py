@@ -74,7 +74,7 @@ class Metrics:
                 out[f"{name}_mean"] = float(values.mean())
                 out[f"{name}_p50"] = float(np.quantile(values, 0.5))
                 out[f"{name}_p95"] = float(np.quantile(values, 0.95))
-                out[f"{name}_max"] = float(values.max())
+                out[f"{name}_max"] = float(max(kept))
                 out[f"{name}_n"] = float(self._total[name])
             self._counts.clear()
             self._seen.clear()
