@@ -7,7 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -324,3 +326,19 @@ async def test_a_tape_of_the_first_version_is_read_as_it_is_and_written_as_a_new
     with pytest.raises(Exception, match=r"version 99\. Needed: version 2 or older"):
         async with shared(path):
             pass
+
+
+def test_many_begin_one_tape_at_the_same_time(tmp_path: Path) -> None:
+    """Changing the journal's mode is where SQLite does not wait by itself."""
+    for number in range(10):
+        path, start = tmp_path / str(number), threading.Barrier(8)
+
+        def begin(path: Path = path, start: threading.Barrier = start) -> str:
+            file = TapeFile(path, writable=True)
+            start.wait()
+            file.open()
+            file.close()
+            return file.identity
+
+        with ThreadPoolExecutor(8) as threads:
+            assert len({one.result() for one in [threads.submit(begin) for _ in range(8)]}) == 1

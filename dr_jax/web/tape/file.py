@@ -34,6 +34,7 @@ _LEVEL = 3
 _CHUNK = 100  # entries that are forgotten in one transaction, so that other processes get their turn
 _FLUSH = 512  # entries whose use is noted at once
 _FLUSH_S = 30.0
+_PAUSE_S = 0.01  # between two attempts at a file that another process is beginning
 _SELECT = """select meta, entries.sha256, data, size{bad} from entries left join blobs using (sha256)
              where kind = ? and key = ?"""
 _FRESH = " and at >= case when bad then ? else ? end"
@@ -74,7 +75,7 @@ class TapeFile:
         try:
             if self._writable:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connect()
+            self._connect_in_turn()
         except sqlite3.OperationalError as error:
             self.close()
             raise ConfigError(
@@ -87,6 +88,19 @@ class TapeFile:
             raise ConfigError(
                 f"The tape {self.path} cannot be made: {error.strerror}", fix="choose another web.tape.path"
             ) from error
+
+    def _connect_in_turn(self) -> None:
+        """Connect; wait while another process begins the same file: SQLite itself does not when the journal's mode changes."""
+        ends = time.monotonic() + self._busy_s
+        while True:
+            try:
+                self._connect()
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > ends:
+                    raise
+                self.close()
+                time.sleep(_PAUSE_S)
 
     def close(self) -> None:
         """Close the file; note first what was used, if that can be done."""
