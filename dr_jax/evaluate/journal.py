@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class Cell:
         settings: all that its numbers depend on.
         attempts: that ended; of several at the same, the last.
         verdicts: by judge.
+        judging: what it cost, by judge and what it was spent on.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Cell:
     settings: dict[str, Any] = field(default_factory=dict)
     attempts: dict[Key, Attempt] = field(default_factory=dict)
     verdicts: dict[str, dict[Key, str]] = field(default_factory=dict)
+    judging: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -63,6 +66,7 @@ class Cell:
         else:
             said = row["verdict"]
             self.verdicts.setdefault(said["judge"], {})[said["question"], int(said["sample"])] = str(said["said"])
+            self.judging.setdefault(said["judge"], Counter()).update(said["spent"])
 
 
 class Journal:
@@ -116,15 +120,16 @@ class Journal:
                 needed="the same settings, to go on with it",
                 fix="name another directory with --out, or remove this one",
             )
-        self.cell.attempts, self.cell.verdicts = found.attempts, found.verdicts
+        self.cell.attempts, self.cell.verdicts, self.cell.judging = found.attempts, found.verdicts, found.judging
 
     def attempt(self, attempt: Attempt) -> None:
         """Write an attempt; it is on disk when this returns."""
         self._add({"attempt": attempt.row()})
 
-    def verdict(self, judge: str, key: Key, said: str, rationale: str) -> None:
-        """Write what a judge said; it is on disk when this returns."""
-        self._add({"verdict": {"judge": judge, "question": key[0], "sample": key[1], "said": said, "rationale": rationale}})
+    def verdict(self, judge: str, key: Key, said: tuple[str, str], spent: dict[str, float]) -> None:
+        """Write what a judge said, in one word and why; it is on disk when this returns."""
+        told = {"judge": judge, "question": key[0], "sample": key[1], "said": said[0], "rationale": said[1], "spent": spent}
+        self._add({"verdict": told})
 
     def _add(self, row: dict[str, Any]) -> None:
         self._write(row)

@@ -121,7 +121,27 @@ def table(cell: Cell, judge: str = "") -> dict[str, Any]:
         "by_source": split(lambda one: one.source or "?"),
         "by_hops": split(lambda one: f"{one.hops} hop{'s' if one.hops > 1 else ''}" if one.hops else ""),
         "by_outcome": split(lambda one: one.outcome.value),
+        **({"judging": dict(sorted(cell.judging.get(judge, {}).items()))} if judge else {}),
     }
+
+
+def plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table in the shape of a run's `summary.json`, so that whatever shows runs shows it."""
+
+    def one(row: Mapping[str, Any]) -> dict[str, Any]:
+        f1, em, calls = (row.get(name, {"mean": 0.0, "ci95": [0.0, 1.0]}) for name in ("f1", "em", "calls"))
+        counts = {name: row[name] for name in ("world_failed", "outcomes")}
+        return {
+            "n": row["attempts"],
+            "f1": f1["mean"],
+            "em": em["mean"],
+            "ci95": f1["ci95"],
+            "tool_calls": calls["mean"],
+            **counts,
+        }
+
+    groups = {name: {key: one(row) for key, row in found[name].items()} for name in ("by_source", "by_hops")}
+    return {**one(found), **groups}
 
 
 def money(row: Mapping[str, Any]) -> float:

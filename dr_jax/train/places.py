@@ -60,6 +60,15 @@ class Place:
             await self.endpoint.healthy()
 
 
+def puzzles_of(settings: Settings, split: Split) -> tuple[puzzles.Puzzle, ...]:
+    """Return the questions that littleweb has about the world of a split; none where it is not searched."""
+    if "littleweb" not in settings.web.order:
+        return ()
+    held_out = max(1, settings.eval.questions)  # `dr-jax ask` takes its question from here as well
+    count, seed = (settings.data.questions, settings.seed) if split == "train" else (held_out, 0)
+    return tuple(puzzles.draw(built(settings.littleweb.world(split)), count, hops=settings.data.hops, seed=seed))
+
+
 class Places:
     """Worlds that are opened when they are first needed.
 
@@ -90,7 +99,7 @@ class Places:
         """Open the world of a split: littleweb's, served on loopback, or the open web; directly or by gateways."""
         if split not in self._places:
             settings, metrics, here = self.settings, self.metrics, self.settings.littleweb
-            drawn = self._drawn(split) if "littleweb" in settings.web.order else ()
+            drawn = puzzles_of(settings, split)
             way = way_out(settings.web, here.world(split), faults=here.faults, metrics=metrics, budget=self.budget)
             web = await self._stack.enter_async_context(way)
             world = World(web, await self._reader(web), settings.tools, metrics=metrics)
@@ -124,15 +133,6 @@ class Places:
         )
         self._stack.push_async_callback(reader.close)
         return reader
-
-    def _drawn(self, split: Split) -> tuple[puzzles.Puzzle, ...]:
-        count, seed = (self.settings.data.questions, self.settings.seed) if split == "train" else (self._held_out, 0)
-        world = built(self.settings.littleweb.world(split))
-        return tuple(puzzles.draw(world, count, hops=self.settings.data.hops, seed=seed))
-
-    @property
-    def _held_out(self) -> int:
-        return max(1, self.settings.eval.questions)  # `dr-jax ask` takes its question from here as well
 
     async def attempt(self, question: Question, place: Place, settings: EpisodeSettings, watch: Watch | None = None) -> Episode:
         """Run one episode of an evaluation; its random numbers depend on the question alone."""
