@@ -90,7 +90,7 @@ def identity(settings: EvaluationSettings, name: str, where: str) -> dict[str, A
         }
     run, path = saved(where), Path(where)
     if run is not None:
-        files = [Path(one) for one in (run.path / "state").glob("**/*")] if "://" not in str(run.path) else []
+        files = list(Path(run.path, "state").rglob("*")) if "://" not in str(run.path) else []
         return {"checkpoint": run.path.name, "files": _digest(files) or str(run.path), "dtype": settings.model.dtype}
     if path.is_dir():
         files = [one for one in path.iterdir() if one.suffix in (".safetensors", ".json", ".jinja")]
