@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dr_jax.evaluate.settings import EvaluationSettings, Plan
 
 _MANY = "Many at once"
+_MAIN = ("f1", "em", "judge")  # what a terminal shows of a comparison; the files have everything
 
 
 def command(
@@ -122,7 +123,7 @@ def _many(settings: EvaluationSettings, plan: Plan, *, as_json: bool) -> None:
         typer.echo(json.dumps(found))
         return
     _print(console, f"{plan.out}", shown.cells(found))
-    _print(console, f"against {next(iter(plan.models))}", shown.comparisons(found["compared"]))
+    _print(console, f"against {next(iter(plan.models))}", shown.comparisons(found["compared"], _MAIN))
     _print(console, "DeepResearcher's table", beside(found["rows"]))
     console.print(f"by source, hops and outcome: {plan.out}/table.md; episodes: dr-jax show {plan.out}/MODEL.SET.WAY")
 

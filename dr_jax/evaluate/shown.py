@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dr_jax.evaluate.compare import METRICS
 from dr_jax.evaluate.published import beside
 from dr_jax.evaluate.table import money
 
@@ -26,12 +27,12 @@ def groups(found: Mapping[str, Any]) -> Texts:
     return _without_empty(rows) if rows else []
 
 
-def comparisons(found: Sequence[Mapping[str, Any]]) -> Texts:
-    """Return one row per comparison and metric."""
-    rows = [["first", "second", "metric", "n", "first", "second", "difference", "95 %", "p"]]
+def comparisons(found: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRICS) -> Texts:
+    """Return one row per comparison and metric; all of them by default."""
+    rows = [["A", "B", "metric", "n", "of A", "of B", "B - A", "95 %", "p"]]
     for one in found:
         for metric, numbers in one.items():
-            if isinstance(numbers, Mapping):
+            if metric in metrics:
                 low, high = numbers["ci95"]
                 texts = [_plain(numbers["first"]), _plain(numbers["second"]), f"{numbers['difference']:+.3f}"]
                 texts += [f"{low:+.3f} to {high:+.3f}", f"{numbers['p']:.2g}"]

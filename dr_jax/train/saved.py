@@ -48,9 +48,8 @@ class Saved:
         )
         reader = ocp.PyTreeCheckpointer()
         try:
-            shapes = {
-                name: one.shape for name, one in reader.metadata(self.path / "state").item_metadata.tree["weights"].items()
-            }
+            host = json.loads((self.path / "host" / "metadata").read_text())  # as orbax keeps JSON
+            shapes = {name: tuple(shape) for name, shape in host["model"].items()}
             self._refuse_other_model(shapes, {name: one.shape for name, one in like["weights"].items()})
             weights: Weights = reader.restore(self.path / "state", args=args)["weights"]
         except CheckpointError:
