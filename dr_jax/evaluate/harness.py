@@ -159,12 +159,16 @@ async def _attempt(settings: EvaluationSettings, plan: Plan, name: str, works: S
     """Make the attempts of one model that are missing."""
     metrics = Metrics()
     async with opened_model(settings, name, plan.models[name], metrics, told) as model:
-        model.ledger.go_on(one.spent for work in works for one in work.journal.cell.attempts.values())
+        for cell in (work.journal.cell for work in works):
+            model.ledger.go_on([dict(cell.rest), *(one.spent for one in cell.attempts.values())])
         for work in works:
             directory = plan.out / work.journal.cell.name
             decode = model.places.speaker.chat.tokenizer.decode
             with EpisodeWriter(directory / "episodes.jsonl", decode, keep_below=1) as writer:  # they have no step: all are kept
-                await _fill(settings, plan, model, work, writer, told)
+                try:
+                    await _fill(settings, plan, model, work, writer, told)
+                finally:
+                    work.journal.spent(model.ledger.taken())
 
 
 async def _fill(

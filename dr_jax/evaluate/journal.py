@@ -37,6 +37,7 @@ class Cell:
         attempts: that ended; of several at the same, the last.
         verdicts: by judge.
         judging: what it cost, by judge and what it was spent on.
+        rest: what was spent on attempts that were stopped before they ended.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Cell:
     attempts: dict[Key, Attempt] = field(default_factory=dict)
     verdicts: dict[str, dict[Key, str]] = field(default_factory=dict)
     judging: dict[str, Counter[str]] = field(default_factory=dict)
+    rest: Counter[str] = field(default_factory=Counter)
 
     @property
     def name(self) -> str:
@@ -60,9 +62,13 @@ class Cell:
         """
         if "attempt" in row:
             attempt = read_attempt(row["attempt"])
+            if attempt.key in self.attempts:
+                self.rest.update(self.attempts[attempt.key].spent)
             self.attempts[attempt.key] = attempt
             for verdicts in self.verdicts.values():
                 verdicts.pop(attempt.key, None)  # they were about another answer
+        elif "spent" in row:
+            self.rest.update(row["spent"])
         else:
             said = row["verdict"]
             self.verdicts.setdefault(said["judge"], {})[said["question"], int(said["sample"])] = str(said["said"])
@@ -120,7 +126,8 @@ class Journal:
                 needed="the same settings, to go on with it",
                 fix="name another directory with --out, or remove this one",
             )
-        self.cell.attempts, self.cell.verdicts, self.cell.judging = found.attempts, found.verdicts, found.judging
+        self.cell.attempts, self.cell.verdicts = found.attempts, found.verdicts
+        self.cell.judging, self.cell.rest = found.judging, found.rest
 
     def attempt(self, attempt: Attempt) -> None:
         """Write an attempt; it is on disk when this returns."""
@@ -130,6 +137,11 @@ class Journal:
         """Write what a judge said, in one word and why; it is on disk when this returns."""
         told = {"judge": judge, "question": key[0], "sample": key[1], "said": said[0], "rationale": said[1], "spent": spent}
         self._add({"verdict": told})
+
+    def spent(self, rest: dict[str, float]) -> None:
+        """Write what was spent on attempts that did not end."""
+        if rest:
+            self._add({"spent": rest})
 
     def _add(self, row: dict[str, Any]) -> None:
         self._write(row)

@@ -78,12 +78,18 @@ def by_question(attempts: Iterable[Attempt], verdicts: Verdicts | None = None) -
     return {name: numbers for name, numbers in found.items() if numbers}
 
 
-def row(attempts: Sequence[Attempt], verdicts: Verdicts | None = None) -> Row:
-    """Put attempts into numbers."""
+def row(attempts: Sequence[Attempt], verdicts: Verdicts | None = None, rest: Mapping[str, float] | None = None) -> Row:
+    """Put attempts into numbers.
+
+    Args:
+        attempts: any.
+        verdicts: of a judge.
+        rest: what was spent beside them.
+    """
     questions = by_question(attempts, verdicts)
     names = dict.fromkeys(name for numbers in questions.values() for name in numbers)
     counted = [one for one in attempts if one.counted]
-    spent: Counter[str] = Counter()
+    spent: Counter[str] = Counter(rest or {})
     for one in attempts:
         spent.update(one.spent)
     return Row(
@@ -117,7 +123,7 @@ def table(cell: Cell, judge: str = "") -> dict[str, Any]:
         "model": cell.model,
         "set": cell.questions,
         "way": cell.way,
-        **row(attempts, verdicts).tree(),
+        **row(attempts, verdicts, cell.rest).tree(),
         "by_source": split(lambda one: one.source or "?"),
         "by_hops": split(lambda one: f"{one.hops} hop{'s' if one.hops > 1 else ''}" if one.hops else ""),
         "by_outcome": split(lambda one: one.outcome.value),
