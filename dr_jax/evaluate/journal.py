@@ -208,7 +208,7 @@ def cells(directory: Path) -> list[Cell]:
         raise DataError(
             f"There is no evaluation in {directory}",
             needed=f"a directory with {FILE}, or with directories that have one",
-            fix="name what `dr-jax eval --out` wrote",
+            fix="name what `dr-jax eval --out` wrote; `dr-jax compare` compares what it wrote without --out",
         )
     return found
 

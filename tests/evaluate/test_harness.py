@@ -1,6 +1,7 @@
 """The whole of it, without an engine: a server that answers as a script does, in littleweb."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from dr_jax.evaluate.journal import read as read_cell
 from dr_jax.evaluate.settings import EvaluationSettings, Plan, named
 from dr_jax.rollout.record import read_episodes
 from dr_jax.tokens import vocabulary
+from dr_jax.web.search.settings import LocalSettings
 from tests.evaluate.made import still
 from tests.evaluate.servers import Server, serving
 from tests.fakes import answer, search, small_tokenizer
@@ -169,3 +171,27 @@ async def test_what_can_be_refused_is_refused_before_anything_is_asked(
         with pytest.raises(ConfigError, match="NAME="):
             named([option], "--model", {})
     assert not server.bodies
+
+
+async def test_texts_of_ones_own_make_a_benchmark_without_a_network(
+    server: Server, settings: EvaluationSettings, tmp_path: Path
+) -> None:
+    corpus, questions = tmp_path / "corpus", tmp_path / "questions.jsonl"
+    corpus.mkdir()
+    for number in range(20):
+        (corpus / f"town{number}.txt").write_text(f"Town{number} lies on the river Run{number}.")
+    rows = [{"question": f"On which river lies Town{n}?", "answers": [f"Run{n}"], "source": "towns"} for n in range(4)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def reads(body: dict[str, Any]) -> str:
+        found = re.search(r"Run\d+", body["messages"][-1]["content"])
+        return answer(found.group()) if found else search(body["messages"][1]["content"])
+
+    server.says = reads
+    web = replace(settings.web, search="local", local=LocalSettings(path=str(corpus)))
+    local = replace(settings, web=web)
+    sets = {"towns": str(questions)}
+    ways: Any = ("agent", "no_tools", "one_shot", "search_only")
+    found = [await evaluate(local, plan(server, tmp_path / name, sets=sets, ways=ways), told=told) for name in ("one", "two")]
+    assert still(found[0]) == still(found[1])
+    assert [row["em"]["mean"] for row in found[0]["rows"]] == [1.0, 0.0, 1.0, 1.0]
