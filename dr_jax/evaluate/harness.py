@@ -40,6 +40,7 @@ from dr_jax.tokens.trajectory import Episode, Outcome
 from dr_jax.train.places import puzzles_of
 from dr_jax.train.questions import eval_questions
 from dr_jax.train.report import write_json
+from dr_jax.web.settings import WebSettings
 
 _TRIES = 3  # at what the world fails
 # What decides how a run learns, or where and how fast it goes, and not what an attempt finds.
@@ -84,8 +85,8 @@ async def evaluate(settings: EvaluationSettings, plan: Plan, *, told: Told) -> d
             fix="set eval.temperature=1.0",
         )
     with ExitStack() as stack:
-        by_model = _opened_journals(settings, plan, stack)
         judge = judge_name(settings, plan.judge) if plan.judge else ""
+        by_model = _opened_journals(settings, plan, stack)
         works = [work for some in by_model.values() for work in some]
         for name, some in by_model.items():
             if any(work.missing(plan.samples) for work in some):
@@ -158,6 +159,8 @@ def _decisive(settings: EvaluationSettings, model: Mapping[str, Any], questions:
 async def _attempt(settings: EvaluationSettings, plan: Plan, name: str, works: Sequence[_Work], told: Told) -> None:
     """Make the attempts of one model that are missing."""
     metrics = Metrics()
+    if all(work.way == "no_tools" for work in works):  # nobody asks the web: no key and no gateway is needed for it
+        settings = replace(settings, web=WebSettings(search=LITTLEWEB))
     async with opened_model(settings, name, plan.models[name], metrics, told) as model:
         for cell in (work.journal.cell for work in works):
             model.ledger.go_on([dict(cell.rest), *(one.spent for one in cell.attempts.values())])

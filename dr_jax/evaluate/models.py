@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dr_jax.agent.endpoint import Endpoint, Spending
 from dr_jax.agent.model_reader import Model, PolicyModel
@@ -59,8 +60,21 @@ class Opened:
 
 
 def is_address(where: str) -> bool:
-    """Whether a model is a server."""
-    return where.startswith(("http://", "https://"))
+    """Whether a model is a server.
+
+    Raises:
+        ConfigError: its address holds more than an address: it stands in files, and a password must not.
+    """
+    if not where.startswith(("http://", "https://")):
+        return False
+    parts = urlsplit(where)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ConfigError(
+            f"The address of the server at {parts.hostname} holds a name, a password or parameters",
+            needed="an address alone, such as http://127.0.0.1:8000/v1",
+            fix="name the variable of its key: server.endpoint.key, or judge.endpoint.key",
+        )
+    return True
 
 
 def as_run(settings: EvaluationSettings, where: str) -> EvaluationSettings:

@@ -1,5 +1,6 @@
 """The whole of it, without an engine: a server that answers as a script does, in littleweb."""
 
+import functools
 import json
 import re
 from collections.abc import AsyncIterator
@@ -11,12 +12,13 @@ import pytest
 
 from dr_jax.agent.endpoint import SpendingSettings
 from dr_jax.base.config import read
-from dr_jax.base.errors import BudgetError, CheckpointError, ConfigError, DataError, WorldDownError
+from dr_jax.base.errors import BudgetError, CheckpointError, ConfigError, DataError, UserError, WorldDownError
 from dr_jax.evaluate.harness import evaluate
 from dr_jax.evaluate.journal import read as read_cell
 from dr_jax.evaluate.settings import EvaluationSettings, Plan, named
 from dr_jax.rollout.record import read_episodes
 from dr_jax.tokens import vocabulary
+from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.web.search.settings import LocalSettings
 from tests.evaluate.made import still
 from tests.evaluate.servers import Server, serving
@@ -25,10 +27,20 @@ from tests.fakes import answer, search, small_tokenizer
 QUESTIONS = 12
 
 
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return small_tokenizer()
+
+
 def says(body: dict[str, Any]) -> str:
     """Search, then answer something that depends on the question alone."""
-    question = body["messages"][1]["content"]
-    if len(body["messages"]) < 4:
+    if "prompt" in body:
+        texts = tokenizer().decode(body["prompt"]).split("<|im_start|>")[1:-1]
+        messages = [text.partition("\n")[2].removesuffix("\n").removesuffix("<|im_end|>") for text in texts]
+    else:
+        messages = [one["content"] for one in body["messages"]]
+    question = messages[1]
+    if len(messages) < 4:
         return search(question)
     return answer(question.split()[-1].strip("?") if len(question) % 2 else "nobody")
 
@@ -41,7 +53,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> EvaluationSettings:
-    vocabulary.save(small_tokenizer(), tmp_path / "tokenizer")
+    vocabulary.save(tokenizer(), tmp_path / "tokenizer")
     return read(
         EvaluationSettings,
         None,
@@ -95,10 +107,13 @@ async def test_every_cell_has_its_journal_episodes_and_summary(
     assert (again, len(server.bodies)) == (found, asked)
 
 
+@pytest.mark.parametrize("api", ["chat", "completions"])
 async def test_a_server_that_dies_half_way_is_gone_on_with(
-    server: Server, settings: EvaluationSettings, tmp_path: Path
+    api: Any, server: Server, settings: EvaluationSettings, tmp_path: Path
 ) -> None:
+    settings = replace(settings, server=replace(settings.server, api=api))
     whole = await evaluate(settings, plan(server, tmp_path / "whole"), told=told)
+    assert whole["rows"][0]["outcomes"] == {"answered": QUESTIONS}
     server.lives = 9
     with pytest.raises(WorldDownError, match="server"):
         await evaluate(settings, plan(server, tmp_path / "half"), told=told)
@@ -161,6 +176,7 @@ async def test_what_can_be_refused_is_refused_before_anything_is_asked(
         ({"models": {"m": "no/such/model"}}, CheckpointError, "There is no model 'no/such/model'"),
         ({"sets": {"s": str(empty)}}, DataError, "answers"),
         ({"judge": "no/such/judge"}, CheckpointError, "There is no model 'no/such/judge'"),
+        ({"models": {"m": "http://me:secret@127.0.0.1/v1"}}, ConfigError, "holds a name, a password"),
     ]
     for more, error, words in bad:
         with pytest.raises(error, match=words):
@@ -171,6 +187,20 @@ async def test_what_can_be_refused_is_refused_before_anything_is_asked(
         with pytest.raises(ConfigError, match="NAME="):
             named([option], "--model", {})
     assert not server.bodies
+
+
+async def test_who_has_no_tools_needs_no_key_of_a_search_provider(
+    server: Server, settings: EvaluationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SERPER_API_KEY", raising=False)
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "Where is Velin?", "answers": ["Velin"], "source": "mine"}\n')
+    bought = replace(settings, web=replace(settings.web, search="serper"))
+    sets = {"mine": str(file)}
+    found = await evaluate(bought, plan(server, tmp_path / "out", sets=sets, ways=("no_tools",)), told=told)
+    assert found["rows"][0]["questions"] == 1
+    with pytest.raises(UserError, match="SERPER_API_KEY"):
+        await evaluate(bought, plan(server, tmp_path / "out", sets=sets, ways=("agent",)), told=told)
 
 
 async def test_texts_of_ones_own_make_a_benchmark_without_a_network(
