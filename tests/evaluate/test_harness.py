@@ -19,7 +19,7 @@ from dr_jax.evaluate.settings import EvaluationSettings, Plan, named
 from dr_jax.rollout.record import read_episodes
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.tokenizer import Tokenizer
-from dr_jax.web.search.settings import LocalSettings
+from dr_jax.web.search.settings import BreakerSettings, LocalSettings
 from tests.evaluate.made import still
 from tests.evaluate.servers import Server, serving
 from tests.fakes import answer, search, small_tokenizer
@@ -128,6 +128,20 @@ async def test_a_server_that_dies_half_way_is_gone_on_with(
     assert still(found) == still(whole)
 
 
+async def test_what_the_world_failed_is_counted_apart_and_attempted_again(
+    server: Server, settings: EvaluationSettings, tmp_path: Path
+) -> None:
+    patient = replace(settings.server.endpoint, breaker=BreakerSettings(failures=1000))
+    settings = replace(settings, server=replace(settings.server, endpoint=patient))
+    server.lives = 9
+    (row,) = (await evaluate(settings, plan(server, tmp_path / "out"), told=told))["rows"]
+    assert 0 < row["world_failed"] < QUESTIONS
+    assert row["questions"] == row["attempts"] == QUESTIONS - row["world_failed"]
+    server.lives = 10**9
+    (again,) = (await evaluate(settings, plan(server, tmp_path / "out"), told=told))["rows"]
+    assert (again["world_failed"], again["attempts"]) == (0, QUESTIONS)
+
+
 async def test_a_judge_is_asked_once_about_each_answer_and_nonsense_is_not_wrong(
     server: Server, settings: EvaluationSettings, tmp_path: Path
 ) -> None:
@@ -145,6 +159,9 @@ async def test_a_judge_is_asked_once_about_each_answer_and_nonsense_is_not_wrong
         judge.lives = 10**9
         found = await evaluate(settings, plan(server, tmp_path / "out", judge=judge.url), told=told)
         assert len(server.bodies) == asked
+        graded = len(judge.bodies)
+        assert await evaluate(settings, plan(server, tmp_path / "out", judge=judge.url), told=told) == found
+        assert len(judge.bodies) == graded
     (row,) = found["rows"]
     nobody = sum(len(one.text) % 2 == 0 for one in read_cell(tmp_path / "out" / "m.little.agent").attempts.values())
     assert 0 < nobody < QUESTIONS

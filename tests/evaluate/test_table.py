@@ -4,6 +4,7 @@ import random
 import pytest
 
 from dr_jax.base.errors import DataError
+from dr_jax.base.metrics import bootstrap_interval
 from dr_jax.evaluate.compare import compared, pairs, sign_flip_p
 from dr_jax.evaluate.published import beside
 from dr_jax.evaluate.shown import cells as shown_cells
@@ -34,6 +35,12 @@ def test_a_row_is_over_questions_and_counts_apart_what_says_nothing() -> None:
     assert dict(zip(*shown_cells({"rows": [found]}), strict=True))["cost"] == "0.75"
     json.dumps(found, allow_nan=False)
     assert plain(found)["by_hops"]["1 hop"]["f1"] == 0.5
+
+
+def test_intervals_are_over_questions_not_over_samples() -> None:
+    some = [attempt(f"q{n}", "Paris" if n % 2 else "Rome", sample=sample) for n in range(6) for sample in range(4)]
+    low, high = bootstrap_interval([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    assert table(cell(some))["em"]["ci95"] == [round(low, 4), round(high, 4)]
 
 
 def test_a_cell_of_which_nothing_counts_has_no_numbers() -> None:
