@@ -63,8 +63,7 @@ def command(
         return
     if config is None:
         raise typer.BadParameter("a TOML file is needed, such as configs/quickstart.toml", param_hint="CONFIG")
-    extra = [f"model.load={json.dumps(checkpoint)}"] if checkpoint else []
-    wanted = [*(overrides or []), *extra]
+    wanted = [*(overrides or []), *([f"model.load={json.dumps(checkpoint)}"] if checkpoint else [])]
     if model or questions or way or samples != 1 or judge or out is not None:
         from dr_jax.base.config import read
         from dr_jax.evaluate.settings import EvaluationSettings, Plan, named
