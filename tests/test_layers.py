@@ -26,6 +26,7 @@ BELOW = {
 }
 BELOW["train"] = set(BELOW)
 BELOW["report"] = {"base", "tokens", "rewards", "rollout", "train"}
+BELOW["evaluate"] = {*BELOW["train"], "train"}
 BELOW["cli"] = set(BELOW)
 HOST = ("data", "rewards", "web", "littleweb", "agent", "rollout")
 DEVICE = ("sharding", "model", "engine", "learn")

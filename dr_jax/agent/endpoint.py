@@ -116,11 +116,12 @@ class EndpointSettings:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answered, and the tokens that it counted; None where it did not say."""
+    """What a server answered, the tokens that it counted, and why it ended; None and "" where it did not say."""
 
     text: str
     read: int | None
     written: int | None
+    finish: str = ""
 
 
 class Spending:
@@ -129,10 +130,11 @@ class Spending:
     Args:
         settings: prices and limits.
         metrics: counts `reader/calls`, `reader/tokens_read`, `reader/tokens_written`, `reader/money`.
+        under: in place of `reader`; the settings are found at `<under>.endpoint`.
     """
 
-    def __init__(self, settings: EndpointSettings, metrics: Metrics) -> None:
-        self._settings, self._metrics = settings, metrics
+    def __init__(self, settings: EndpointSettings, metrics: Metrics, *, under: str = "reader") -> None:
+        self._settings, self._metrics, self._under = settings, metrics, under
         self.calls, self.tokens, self.money = 0, 0, 0.0
 
     def reserve(self, read: int, written: int) -> None:
@@ -162,14 +164,14 @@ class Spending:
         price = self._settings.price(read, written)
         self.calls, self.tokens, self.money = self.calls + calls, self.tokens + read + written, max(0.0, self.money + price)
         for name, amount in (("calls", calls), ("tokens_read", read), ("tokens_written", written), ("money", price)):
-            self._metrics.add(f"reader/{name}", amount)
+            self._metrics.add(f"{self._under}/{name}", amount)
 
     def _used_up(self, limit: str, setting: str) -> BudgetError:
         spent = f"{self.calls:,} calls took {self.tokens:,} tokens, for {self.money:.4g} in money"
         return BudgetError(
-            f"The budget for reading is used up: {spent}; the limit is {limit}",
-            needed="a larger budget, or readings that are on the tape, which cost nothing",
-            fix=f"raise reader.endpoint.budget.{setting} (0 is no limit) and go on from the last checkpoint",
+            f"The budget of the {self._under} is used up: {spent}; the limit is {limit}",
+            needed="a larger budget; what is on the tape costs nothing",
+            fix=f"raise {self._under}.endpoint.budget.{setting} (0 is no limit) and go on from where it was",
         )
 
 
@@ -184,6 +186,7 @@ class Endpoint:
         spending: of the run.
         lookup: from a name to its addresses; the system's by default.
         replays: whether nothing will be asked, because all readings are on a tape that is played back: then no key is needed.
+        under: in place of `reader`; the settings are found at `<under>.endpoint`.
 
     Raises:
         UserError: the environment holds no key under the name that the settings give.
@@ -199,22 +202,23 @@ class Endpoint:
         spending: Spending | None = None,
         lookup: Lookup | None = None,
         replays: bool = False,
+        under: str = "reader",
     ) -> None:
-        self._settings, self._system, self._max_new_tokens = settings, system, max_new_tokens
-        self._metrics, self._spending = metrics, spending or Spending(settings, metrics)
-        self._key, self._lookup = "" if replays else _key(settings), lookup
+        self._settings, self._system, self._max_new_tokens, self._under = settings, system, max_new_tokens, under
+        self._metrics, self._spending = metrics, spending or Spending(settings, metrics, under=under)
+        self._key, self._lookup = "" if replays else _key(settings, under), lookup
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Endpoint:
         settings = self._settings
         slow = FetchSettings(first_byte_s=settings.seconds, total_s=settings.seconds, deadline_s=settings.seconds)
         async with AsyncExitStack() as stack:
-            apart = Under(self._metrics, "reader")  # what is asked of a model is no traffic of the web's
+            apart = Under(self._metrics, self._under)  # what is asked of a model is no traffic of the web's
             guard = Guard(await leave(settings.url, lookup=self._lookup))
             fetcher = await stack.enter_async_context(Fetcher(slow, guard, Pace(PaceSettings()), apart, self._lookup))
-            look = f"the value of {settings.key}" if settings.key else "reader.endpoint.key, which names none"
-            self._http = HttpAsk("the reader", self._request, read_reply, judge, look, fetcher)
-            queue = partial(self._metrics.gauge, "reader/queue")
+            look = f"the value of {settings.key}" if settings.key else f"{self._under}.endpoint.key, which names none"
+            self._http = HttpAsk(f"the {self._under}", self._request, self._read, judge, look, fetcher)
+            queue = partial(self._metrics.gauge, f"{self._under}/queue")
             source = Source(
                 "openai",
                 self._billed,
@@ -222,14 +226,14 @@ class Endpoint:
                 slots=Slots(settings.concurrent, settings.per_s, max(1, int(settings.per_s)), queue),
                 queue_s=settings.queue_s,
                 vetted=False,  # a page may be too long for it, and so may the next ones
-                breaker=Breaker("openai", settings.breaker, self._metrics, under="reader"),
+                breaker=Breaker("openai", settings.breaker, self._metrics, under=self._under),
                 hold_s=settings.breaker.hold_s,
                 budget=None,
                 metrics=self._metrics,
-                under="reader",
+                under=self._under,
             )
             patience = Patience(settings.all_s, settings.queue_s, settings.attempts, 0.5, 10.0, settings.breaker.down_s)
-            self._failover = Failover([source], patience, self._metrics, under="reader", what="reader")
+            self._failover = Failover([source], patience, self._metrics, under=self._under, what=self._under)
             stack.push_async_callback(self._failover.close)
             self._stack = stack.pop_all()
         return self
@@ -244,8 +248,17 @@ class Endpoint:
             WorldDownError: it did not answer.
             BudgetError: it has cost as much as it may.
         """
+        found = await self.ask(asked)
+        return None if found is None else found.text
+
+    async def ask(self, asked: str) -> Reply | None:
+        """Return the reply with what it took; None when the server does not take this message.
+
+        Raises:
+            WorldDownError, BudgetError: as `reply`.
+        """
         found = await self._failover.search(asked)
-        return None if isinstance(found, WebError) else found.text
+        return None if isinstance(found, WebError) else found
 
     async def healthy(self) -> None:
         """Wait until the server may be asked: at once, unless it is left alone because it fails.
@@ -271,9 +284,15 @@ class Endpoint:
         limits = [int(told[name]) for name in ("max_completion_tokens", "max_tokens") if name in told]
         return max([self._max_new_tokens, *limits]) * int(told.get("n", 1))
 
+    def _most(self, asked: str) -> tuple[int, int]:
+        """Tokens that it may read and write; none is shorter than a byte."""
+        return len(self._system.encode()) + len(asked.encode()) + _OVERHEAD, self._most_written
+
+    def _read(self, content: Any) -> Reply:
+        return read_reply(content)
+
     async def _billed(self, asked: str) -> Reply | WebError:
-        # No token is shorter than a byte.
-        most = (len(self._system.encode()) + len(asked.encode()) + _OVERHEAD, self._most_written)
+        most = self._most(asked)
         self._spending.reserve(*most)
         try:
             found = await self._http(asked)
@@ -296,10 +315,18 @@ def read_reply(content: Any) -> Reply:
         KeyError, TypeError, ValueError: it has another shape.
     """
     (choice,) = as_object(content)["choices"][:1]
-    text, usage = as_object(as_object(choice)["message"]).get("content"), content.get("usage")
+    return as_reply(content, as_object(as_object(choice)["message"]).get("content"), choice.get("finish_reason"))
+
+
+def as_reply(content: dict[str, Any], text: Any, finish: Any) -> Reply:
+    """Put a completion's text, its end and its usage together; what has another type is as if it were not there."""
+    usage = content.get("usage")
     counted = usage if isinstance(usage, dict) else {}
     return Reply(
-        text if isinstance(text, str) else "", _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens"))
+        text if isinstance(text, str) else "",
+        _count(counted.get("prompt_tokens")),
+        _count(counted.get("completion_tokens")),
+        finish if isinstance(finish, str) else "",
     )
 
 
@@ -314,7 +341,7 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _key(settings: EndpointSettings) -> str:
+def _key(settings: EndpointSettings, under: str) -> str:
     """Return the key, from the environment.
 
     Raises:
@@ -323,9 +350,9 @@ def _key(settings: EndpointSettings) -> str:
     key = os.environ.get(settings.key, "").strip() if settings.key else ""
     if settings.key and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise UserError(
-            f"reader.endpoint.key names {settings.key}, which is {'no key' if key else 'not set'}",
+            f"{under}.endpoint.key names {settings.key}, which is {'no key' if key else 'not set'}",
             needed=f"the key of {settings.url} in that environment variable",
-            fix='set it, or read without a key: reader.kind = "extractive" or "policy"',
+            fix='set it, or read without a key: reader.kind = "extractive" or "policy"' if under == "reader" else "set it",
         )
     return key
 

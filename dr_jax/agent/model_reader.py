@@ -57,16 +57,17 @@ class PolicyModel:
         policy: any.
         chat: its chat format.
         max_new_tokens: of a reply.
+        system: what it is told before every message.
     """
 
-    def __init__(self, policy: Policy, chat: Chat, max_new_tokens: int) -> None:
-        self._policy, self._chat = policy, chat
+    def __init__(self, policy: Policy, chat: Chat, max_new_tokens: int, system: str = READ) -> None:
+        self._policy, self._chat, self._system = policy, chat, system
         self._sampling = Sampling(max_new_tokens, temperature=0.0, stop_ids=chat.stop_ids)
 
     async def reply(self, asked: str, key: RequestKey) -> str | None:
         """Return the reply; None when prompt and reply are longer than the policy's context."""
         try:
-            sampled = await self._policy.sample(self._chat.open(READ, asked), self._sampling, key)
+            sampled = await self._policy.sample(self._chat.open(self._system, asked), self._sampling, key)
         except ContextFullError:
             return None
         return self._chat.tokenizer.decode(sampled.ids)

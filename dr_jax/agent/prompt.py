@@ -44,7 +44,7 @@ SCHEMAS: tuple[dict[str, Any], ...] = (
 _FULL = """\
 You research questions on the web until you are sure of the answer. Today is {date}.
 
-You have two tools. Their signatures are in the <tools> tags:
+You have {count}. Their signatures are in the <tools> tags:
 <tools>
 {schemas}
 </tools>
@@ -56,7 +56,8 @@ Every message of yours has one of two forms and nothing else:
 The question needs deep research: search, open pages, check, and search again before you answer. The answer holds the final
 words only, without explanation; a yes-or-no question is answered by yes or no."""
 
-_BRIEF = "Research, then answer: web_search, browse_webpage, or answer."
+_COUNTS = ("no tools", "one tool", "two tools", "three tools", "four tools")
+_BRIEF = "Research, then answer: {tools}, or answer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ def system_prompt(settings: PromptSettings, schemas: Sequence[dict[str, Any]] = 
         schemas: of the tools; `World.schemas` where there are more than the two.
     """
     if settings.style == "brief":
-        return _BRIEF
+        return _BRIEF.format(tools=", ".join(schema["function"]["name"] for schema in schemas))
     date = settings.date or datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    return _FULL.format(date=date, schemas="\n".join(json.dumps(schema, ensure_ascii=False) for schema in schemas))
+    count = _COUNTS[len(schemas)] if len(schemas) < len(_COUNTS) else f"{len(schemas)} tools"
+    listed = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in schemas)
+    return _FULL.format(date=date, count=count, schemas=listed)

@@ -7,6 +7,7 @@ Swap:  name `module:function` in `tools.extra`; it is called with (web, reader, 
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 from dr_jax.agent.prompt import SCHEMAS
@@ -62,6 +63,12 @@ class World:
         """What the policy is told about its tools."""
         return tuple(tool.schema for tool in self._tools.values())
 
+    def only(self, *names: str) -> World:
+        """Return the same world with no other tools than these."""
+        fewer = copy.copy(self)
+        fewer._tools = {name: tool for name, tool in self._tools.items() if name in names}
+        return fewer
+
     async def call(self, call: Call, memory: Memory, key: RequestKey) -> Observation:
         """Carry out one call.
 
@@ -71,7 +78,7 @@ class World:
         tool = self._tools.get(call.name)
         if tool is None:
             self._metrics.add("tools/unknown")
-            return mistake(f"there is no tool {call.name[:80]!r}; there are {' and '.join(self._tools)}")
+            return mistake(f"there is no tool {call.name[:80]!r}; there are {' and '.join(self._tools) or 'none'}")
         with timed(self._metrics, f"tools/{call.name}_s"):
             found = await tool.run(call.arguments, memory, key)
         if found.error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -86,4 +87,15 @@ def evaluation(title: str, found: Mapping[str, Any]) -> Table:
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items())
         cells = (f"{row['f1']:.3f}", f"{low:.3f} to {high:.3f}", f"{row['em']:.3f}", f"{row['tool_calls']:.2f}", outcomes)
         table.add_row(name, str(row["n"]), *cells, style="bold" if name == "all" else "")
+    return table
+
+
+def texts(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    """Texts as a table: the first row is its head; what looks like a number stands to the right."""
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(rows[0]):
+        numbers = all(row[place].lstrip("+-")[:1].isdigit() for row in rows[1:] if row[place])
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(escape(cell) for cell in row))
     return table

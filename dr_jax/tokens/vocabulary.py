@@ -19,7 +19,8 @@ from dr_jax.tokens.tokenizer import Tokenizer
 
 _END, _OPEN, _CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _WORDS = r" ?[\p{L}_]+| ?[^\s\p{L}\p{N}_]+|\p{N}|\s"  # names of tools and of JSON fields stay whole
-_CHATML = (
+MESSAGE = (_OPEN, _CLOSE)  # around every message
+CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -56,7 +57,7 @@ def train(texts: Iterable[str], size: int) -> Tokenizer:
         ),
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=_CLOSE, pad_token=_END)
-    fast.chat_template = _CHATML
+    fast.chat_template = CHATML
     return Tokenizer(fast)
 
 

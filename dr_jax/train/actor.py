@@ -23,6 +23,7 @@ from dr_jax.sharding.mesh import make_mesh
 from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.tokenizer import Tokenizer
+from dr_jax.train.saved import saved
 from dr_jax.train.settings import Settings
 
 
@@ -54,9 +55,14 @@ def load_actor(settings: Settings, metrics: Metrics) -> Actor:
     """
     keep_compiled()
     mesh = make_mesh(settings.mesh)
-    chat = Chat(Tokenizer.load(tokenizer_source(settings.model.load, settings.model.tokenizer)))
+    checkpoint = saved(settings.model.load)
+    named = checkpoint.base if checkpoint else settings.model.load
+    chat = Chat(Tokenizer.load(tokenizer_source(named, settings.model.tokenizer)))
     refuse_contradictions(settings, chat, mesh)
-    sizes, weights = load(settings.model.load, mesh=mesh, dtype=jnp.float32, seed=settings.seed)
+    if checkpoint:
+        sizes, weights = checkpoint.read(mesh=mesh, seed=settings.seed)
+    else:
+        sizes, weights = load(settings.model.load, mesh=mesh, dtype=jnp.float32, seed=settings.seed)
     refuse_foreign_tokenizer(chat, sizes, "model.tokenizer")
     engine = Engine(in_dtype(weights, settings.model.dtype), sizes, settings.engine, mesh=mesh, metrics=metrics)
     return Actor(sizes, weights, chat, engine, mesh)

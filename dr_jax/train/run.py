@@ -10,69 +10,38 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dr_jax.agent.endpoint import Endpoint, Spending
-from dr_jax.agent.model_reader import READ
-from dr_jax.agent.prompt import system_prompt
-from dr_jax.agent.reader import make_reader
-from dr_jax.agent.shared_reader import SharedReader, Shelf
-from dr_jax.agent.world import World
 from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
 from dr_jax.data.stream import Draw, Stream
 from dr_jax.learn.optimizer import make_optimizer
 from dr_jax.learn.update import State, begin, make_update, through
-from dr_jax.littleweb import questions as puzzles
-from dr_jax.littleweb.names import Split
 from dr_jax.model.decoder import Weights, describe
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
-from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, Watch, run_episode
 from dr_jax.rollout.group import run_group, weathered
 from dr_jax.rollout.harvest import Harvest
 from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.trajectory import Episode, Group, Outcome
 from dr_jax.train.actor import Actor, ReadingModel, in_dtype, load_actor, load_reading_model
 from dr_jax.train.checkpoint import Checkpoints
+from dr_jax.train.places import Place, Places, Speaker
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
-from dr_jax.train.worlds import AnyWeb, built, way_out
-from dr_jax.web.search.budget import Budget
 
 Told = Callable[[str, int, dict[str, Any]], None]
 _TRIES = 3  # at a question of an evaluation
 _WAITED_S = 0.5  # who waits longer for the world has waited for an outage to end
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A world to act in, its web, and the questions that littleweb has about it (none for the open web)."""
-
-    web: AnyWeb
-    actors: Actors
-    drawn: tuple[puzzles.Puzzle, ...]
-    endpoint: Endpoint | None = None
-
-    async def healthy(self) -> None:
-        """Wait until episodes may be begun: an outage pauses the run instead of ending its episodes.
-
-        Raises:
-            WorldDownError: the world, or the server that reads, has been down for too long.
-            BudgetError: searching or reading has cost as much as it may.
-        """
-        await self.web.healthy()
-        if self.endpoint is not None:
-            await self.endpoint.healthy()
-
-
-class Stage:
-    """A policy, an engine around it, and worlds that are opened when they are first needed.
+class Stage(Places):
+    """A policy in an engine, and worlds that are opened when they are first needed.
 
     Args:
         settings: of the run.
@@ -90,71 +59,15 @@ class Stage:
         stack: AsyncExitStack,
         reading: ReadingModel | None = None,
     ) -> None:
-        self.settings, self.actor, self.metrics, self.reading = settings, actor, metrics, reading
-        self.budget = Budget(settings.web.budget, metrics)
-        self.spending = Spending(settings.reader.endpoint, metrics)
-        self._stack = stack
-        self._places: dict[Split, Place] = {}
-        self._endpoint: Endpoint | None = None
-
-    async def place(self, split: Split) -> Place:
-        """Open the world of a split: littleweb's, served on loopback, or the open web; directly or by gateways."""
-        if split not in self._places:
-            settings, metrics, here = self.settings, self.metrics, self.settings.littleweb
-            drawn = self._drawn(split) if "littleweb" in settings.web.order else ()
-            way = way_out(settings.web, here.world(split), faults=here.faults, metrics=metrics, budget=self.budget)
-            web = await self._stack.enter_async_context(way)
-            world = World(web, await self._reader(web), settings.tools, metrics=metrics)
-            actors = Actors(self.actor.engine, self.actor.chat, world, system_prompt(settings.prompt, world.schemas))
-            self._places[split] = Place(web, actors, drawn, self._endpoint)
-        return self._places[split]
-
-    async def _reader(self, web: AnyWeb) -> SharedReader:
-        """Build the reader of one world; a server that reads is opened once for all of them."""
-        settings, replays = self.settings.reader, self.settings.web.tape.mode == "replay"
-        if settings.kind == "openai" and self._endpoint is None:
-            opened = Endpoint(
-                settings.endpoint,
-                READ,
-                settings.max_new_tokens,
-                metrics=self.metrics,
-                spending=self.spending,
-                replays=replays,
-            )
-            self._endpoint = await self._stack.enter_async_context(opened)
-        other, engine = self.reading, self.actor.engine
-        lasts = self._endpoint is not None or other is not None  # what the policy itself reads changes with every update
-        reader = make_reader(
-            settings,
-            chat=other.chat if other else self.actor.chat,
-            policy=other.engine if other else engine,
-            metrics=self.metrics,
-            version=(lambda: other.name) if other else (lambda: f"version {engine.version}"),
-            endpoint=self._endpoint,
-            shelf=Shelf(web, replays, must=self._endpoint is not None) if lasts else None,
-        )
-        self._stack.push_async_callback(reader.close)
-        return reader
+        engine = actor.engine
+        super().__init__(settings, Speaker(engine, actor.chat, lambda: f"version {engine.version}"), metrics, stack, reading)
+        self.actor = actor
 
     def warm_up(self, told: Callable[[str, int, int], None]) -> None:
         """Compile every program of the policy's engine, and of the reading model's."""
         self.actor.engine.warm_up(told)
         if self.reading is not None:
             self.reading.engine.warm_up(told)
-
-    def _drawn(self, split: Split) -> tuple[puzzles.Puzzle, ...]:
-        count, seed = (self.settings.data.questions, self.settings.seed) if split == "train" else (self._held_out, 0)
-        world = built(self.settings.littleweb.world(split))
-        return tuple(puzzles.draw(world, count, hops=self.settings.data.hops, seed=seed))
-
-    @property
-    def _held_out(self) -> int:
-        return max(1, self.settings.eval.questions)  # `dr-jax ask` takes its question from here as well
-
-    async def attempt(self, question: Question, place: Place, settings: EpisodeSettings, watch: Watch | None = None) -> Episode:
-        """Run one episode of an evaluation; its random numbers depend on the question alone."""
-        attempt = Attempt(self.settings.seed, 0, "eval")
-        return await run_episode(question, place.actors, settings, attempt, watch=watch)
 
     async def evaluate(
         self,

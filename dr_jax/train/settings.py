@@ -26,8 +26,9 @@ class ModelSettings:
     """Which policy is trained.
 
     Args:
-        load: a directory in Hugging Face format, a `.gguf` file, `smollm2` (from its package), or a named size with fresh
-            weights (`tiny`, `qwen2.5-0.5b`, …).
+        load: a directory in Hugging Face format, a run's directory (the weights of its newest checkpoint) or one of its
+            `checkpoints/STEP`, a `.gguf` file, `smollm2` (from its package), or a named size with fresh weights (`tiny`,
+            `qwen2.5-0.5b`, …).
         tokenizer: a directory with tokenizer files; "" means the model's own.
         dtype: of the weights in the engine and of the matrix products of the update; master weights are float32.
     """

@@ -50,6 +50,15 @@ BAD = [
         r"No gateway can be reached: http://127\.0\.0\.1:9",
     ),
     (["eval", "configs/quickstart.toml", "data.path=tests/cli/no_answers.jsonl"], "no answers|answers"),
+    (["eval", "configs/quickstart.toml", "--way", "walk"], "no way 'walk'"),
+    (["eval", "configs/quickstart.toml", "--samples", "2", "eval.temperature=0.0"], "are all the same"),
+    (["eval", "configs/quickstart.toml", "--model", "mine"], "no NAME=PATH"),
+    (["eval", "configs/quickstart.toml", "--model", "mine=runs/nothing"], "There is no model 'runs/nothing'"),
+    (["eval", "configs/quickstart.toml", "--set", "mine=tests/cli/no_answers.jsonl"], "no answers|answers"),
+    (["eval", "configs/quickstart.toml", "--judge", "http://127.0.0.1:9/v1"], r"set judge\.endpoint\.model"),
+    (["eval", "configs/quickstart.toml", "--way", "agent", "ways.page=1"], "did you mean ways.pages"),
+    (["eval"], "a TOML file is needed"),
+    (["eval", "--compare", "runs/never-started", "runs/never-started"], "no evaluation in"),
     (["train", "configs/quickstart.toml", "--resume", "name=never-started"], "no run in"),
     (["show", "runs/never-started"], "no episodes"),
     (["report", "runs/never-started"], "nothing of a run in"),
@@ -61,7 +70,11 @@ BAD = [
 def test_bad_input_is_one_paragraph_and_exit_code_2(arguments: list[str], words: str, tmp_path: Path) -> None:
     import re
 
-    place = [] if arguments[0] in ("show", "report", "watch") else [f"out={tmp_path}"]
+    place = (
+        []
+        if arguments[0] in ("show", "report", "watch") or len(arguments) == 1 or "--compare" in arguments
+        else [f"out={tmp_path}"]
+    )
     found = dr_jax(*arguments, *place, SERPER_API_KEY="")
     assert found.returncode == 2, found.stderr[-2000:]
     assert re.search(words, found.stderr), found.stderr
