@@ -38,7 +38,6 @@ def _register() -> None:
     from dr_jax.cli import (
         ask,
         browse,
-        compare,
         data,
         doctor,
         evaluate,
@@ -56,7 +55,6 @@ def _register() -> None:
     app.command("train")(train.command)
     app.command("sft")(sft.command)
     app.command("eval")(evaluate.command)
-    app.command("compare")(compare.command)
     app.command("ask")(ask.command)
     app.command("show")(show.command)
     app.command("report")(report.command)

@@ -98,3 +98,23 @@ def attempted(question: Question, sample: int, episode: Episode, spent: dict[str
         failure=episode.failure,
         spent=spent,
     )
+
+
+def of_row(row: dict[str, Any]) -> Attempt:
+    """Return what is kept of an episode as `rollout.record` writes it, which has no samples and no spending."""
+    segments = [segment for trajectory in row["trajectories"] for segment in trajectory["segments"]]
+    return Attempt(
+        row["question_id"],
+        0,
+        row["question"],
+        tuple(row["answers"]),
+        row["source"],
+        row["hops"],
+        Outcome(row["outcome"]),
+        row["answer"],
+        calls=len(row["tools"]),
+        tokens=sum(len(segment["ids"]) for segment in segments),
+        written=sum(len(segment["ids"]) for segment in segments if segment["author"] == Author.POLICY.value),
+        seconds=row["seconds"].get("all", 0.0),
+        failure=row["failure"],
+    )

@@ -20,10 +20,12 @@ from typing import Any
 
 from dr_jax.base.errors import ConfigError, DataError
 from dr_jax.base.trace import logger, redacted
-from dr_jax.evaluate.attempt import Attempt, Key, read_attempt
+from dr_jax.evaluate.attempt import Attempt, Key, of_row, read_attempt
+from dr_jax.rollout.record import read_episodes
 
 FILE = "attempts.jsonl"
 _log = logger(__name__)
+_EPISODES = "episodes.jsonl"
 _SHOWN = 6  # differences that are told
 
 
@@ -196,20 +198,36 @@ def read(directory: Path) -> Cell:
 
 
 def cells(directory: Path) -> list[Cell]:
-    """Read a cell, or all cells of an evaluation.
+    """Read a cell, all cells of an evaluation, or what `dr-jax eval` wrote of a single model and set.
 
     Raises:
         DataError: there is none.
     """
     if (directory / FILE).exists():
         return [read(directory)]
+    if (directory / _EPISODES).exists():
+        return [_single(directory)]
     found = [read(path.parent) for path in sorted(directory.glob(f"*/{FILE}"))]
     if not found:
         raise DataError(
             f"There is no evaluation in {directory}",
-            needed=f"a directory with {FILE}, or with directories that have one",
-            fix="name what `dr-jax eval --out` wrote; `dr-jax compare` compares what it wrote without --out",
+            needed=f"a directory with {FILE} or {_EPISODES}, or with directories that have the former",
+            fix="name what `dr-jax eval` wrote",
         )
+    return found
+
+
+def _single(directory: Path) -> Cell:
+    found = Cell(directory.name.removesuffix("-eval"), "questions", "agent")
+    for row in read_episodes(directory / _EPISODES):
+        if row.get("step") is not None:
+            raise DataError(
+                f"{directory} holds the episodes of a training run, several of a question",
+                needed="a directory of `dr-jax eval`",
+                fix=f"evaluate its model: dr-jax eval CONFIG --checkpoint {directory} name=NAME",
+            )
+        attempt = of_row(row)
+        found.attempts[attempt.key] = attempt
     return found
 
 

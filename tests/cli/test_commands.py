@@ -22,7 +22,7 @@ def dr_jax(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-COMMANDS = ["train", "sft", "eval", "ask", "show", "report", "watch", "compare", "littleweb", "search", "web-gateway", "doctor"]
+COMMANDS = ["train", "sft", "eval", "ask", "show", "report", "watch", "littleweb", "search", "web-gateway", "doctor"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

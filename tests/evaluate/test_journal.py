@@ -96,3 +96,21 @@ def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     text = (tmp_path / FILE).read_text()
     assert "s3cr3t" not in text
     assert json.loads(text.splitlines()[1])["attempt"]["answer"] == "the key is <SOME_API_KEY>"
+
+
+def test_a_plain_evaluation_is_a_cell_and_a_training_run_is_none(tmp_path: Path) -> None:
+    segments = [{"author": "world", "ids": [1, 2]}, {"author": "policy", "ids": [3, 4, 5]}]
+    row = {
+        "question_id": "q", "question": "What is q?", "answers": ["Paris"], "source": "s", "hops": 1, "outcome": "answered",
+        "answer": "Paris", "tools": [{}, {}], "seconds": {"all": 1.5}, "failure": "", "trajectories": [{"segments": segments}],
+    }  # fmt: skip
+    (tmp_path / "mine-eval").mkdir()
+    path = tmp_path / "mine-eval" / "episodes.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (found,) = cells(tmp_path / "mine-eval")
+    assert found.name == "mine.questions.agent"
+    (attempt,) = found.attempts.values()
+    assert (attempt.answer, attempt.calls, attempt.tokens, attempt.written, attempt.seconds) == ("Paris", 2, 5, 3, 1.5)
+    path.write_text(json.dumps(row | {"step": 3}) + "\n")
+    with pytest.raises(DataError, match=r"training run.*--checkpoint"):
+        cells(tmp_path / "mine-eval")
