@@ -96,6 +96,14 @@ def _written(pool_LKPWC: Array, new_BQKC: Array, *, layer: Array, pages_BQ: Arra
     return pool_LKPWC.at[layer, :, pages_BQ, offsets_BQ].set(new_BQKC.astype(pool_LKPWC.dtype), mode="promise_in_bounds")
 
 
+def _read(pool_LKPWC: Array, layer: Int[Array, ""], pages_BX: Int[Array, "B X"]) -> Float[Array, "K B T C"]:
+    """Gather the pages of each row, T = X W tokens, one after the other."""
+    kv_heads, channels = pool_LKPWC.shape[1], pool_LKPWC.shape[-1]
+    flat_LKPN = pool_LKPWC.reshape(*pool_LKPWC.shape[:3], -1)
+    take: Callable[[Array], Array] = lambda flat_LPN: flat_LPN.at[layer, pages_BX].get(mode="promise_in_bounds")  # noqa: E731
+    return jax.vmap(take, in_axes=1)(flat_LKPN).reshape(kv_heads, len(pages_BX), -1, channels)
+
+
 def _met(
     q_BQHC: Float[Array, "B Q H C"],
     pools: Pools,
@@ -116,22 +124,19 @@ def _met(
     wide = block // page_size
     tables_BX = jnp.pad(tables_BX, ((0, 0), (0, -tables_BX.shape[1] % wide)))
 
-    def read(pool_LKPWC: Array, pages_BX: Array) -> Float[Array, "K B T C"]:
-        pool = pool_LKPWC.reshape(*pool_LKPWC.shape[:3], -1)
-        take: Callable[[Array], Array] = lambda one: one.at[layer, pages_BX].get(mode="promise_in_bounds")  # noqa: E731
-        return jax.vmap(take, in_axes=1)(pool).reshape(kv_heads, rows, block, channels)
-
     def meet(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         best_KBR, total_KBR, out_KBRC = carry
         pages_BX = jax.lax.dynamic_slice_in_dim(tables_BX, index * wide, wide, axis=1)
         # Queries last: a CPU's vector units take maxima and sums of many queries at once, but not of many keys.
-        scores = jnp.einsum("KBTC,KBRC->KBTR", read(pools.k_LKPWC, pages_BX), q_KBRC, preferred_element_type=jnp.float32)
+        scores = jnp.einsum(
+            "KBTC,KBRC->KBTR", _read(pools.k_LKPWC, layer, pages_BX), q_KBRC, preferred_element_type=jnp.float32
+        )
         places_T = index * block + jnp.arange(block, dtype=jnp.int32)
         seen_BTR = places_T[None, :, None] <= positions_BR[:, None, :]
         scores = jnp.where(seen_BTR[None], scores, jnp.float32(_HIDDEN))
         best = jnp.maximum(best_KBR, scores.max(axis=2))
         weights, shrink = jnp.exp(scores - best[:, :, None]), jnp.exp(best_KBR - best)
-        values = read(pools.v_LKPWC, pages_BX)
+        values = _read(pools.v_LKPWC, layer, pages_BX)
         out = jnp.einsum("KBTR,KBTC->KBRC", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         return best, total_KBR * shrink + weights.sum(axis=2), out_KBRC * shrink[..., None] + out
 
@@ -168,24 +173,19 @@ def _met_each(
     q_KBGC = scaled.reshape(rows, kv_heads, groups, channels).transpose(1, 0, 2, 3)
     tables_BIX = jnp.pad(tables_BX, ((0, 0), (0, -tables_BX.shape[1] % wide))).reshape(rows, -1, wide)
 
-    def read(pool_LKPWC: Array, pages_MX: Array) -> Float[Array, "K M T C"]:
-        pool = pool_LKPWC.reshape(*pool_LKPWC.shape[:3], -1)
-        take: Callable[[Array], Array] = lambda one: one.at[layer, pages_MX].get(mode="promise_in_bounds")  # noqa: E731
-        return jax.vmap(take, in_axes=1)(pool).reshape(kv_heads, at_once, block, channels)
-
     def meet(step: Array, met: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         start = step * at_once
         rows_M, blocks_M = (jax.lax.dynamic_slice_in_dim(one, start, at_once) for one in (items.rows_N, items.blocks_N))
         blocks_M = jnp.minimum(blocks_M, tables_BIX.shape[1] - 1)  # what comes after the last item
         pages_MX = tables_BIX[rows_M, blocks_M]
-        keys = read(pools.k_LKPWC, pages_MX)
+        keys = _read(pools.k_LKPWC, layer, pages_MX)
         scores = jnp.einsum("KMGC,KMTC->KMGT", q_KBGC[:, rows_M], keys, preferred_element_type=jnp.float32)
         places_MT = blocks_M[:, None] * block + jnp.arange(block, dtype=jnp.int32)[None]
         seen_MT = places_MT <= positions_B[rows_M][:, None]
         scores = jnp.where(seen_MT[None, :, None, :], scores, jnp.float32(_HIDDEN))
         best_KMG = scores.max(axis=-1)
         weights = jnp.exp(scores - best_KMG[..., None])
-        values = read(pools.v_LKPWC, pages_MX)
+        values = _read(pools.v_LKPWC, layer, pages_MX)
         out = jnp.einsum("KMGT,KMTC->KMGC", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         found = best_KMG, weights.sum(axis=-1), out
         return tuple(jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1) for old, new in zip(met, found, strict=True))
