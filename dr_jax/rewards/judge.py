@@ -1,23 +1,15 @@
-"""Ask a model whether an answer is right, where words alone cannot tell.
+"""What a model is told that judges whether an answer is right, and what its reply says; `evaluate.judged` asks it.
 
-In:    a question with its accepted answers, and the answer that was given
+In:    a judge's reply
 Out:   Verdict: right or wrong, and why; None when the judge could not be understood, which is neither
-Holds: what is judged stands in JSON strings and is encoded as foreign text, so it cannot pose as the judge's instructions'
-       markup; every question to the judge has a deadline
+Holds: what is judged stands in JSON strings, so that it cannot pose as the judge's instructions
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from dataclasses import dataclass
-from typing import Protocol
-
-from dr_jax.base.metrics import Metrics
-from dr_jax.data.question import Question
-from dr_jax.tokens.chat import Chat
-from dr_jax.tokens.policy import Policy, RequestKey, Sampling
 
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 
@@ -34,46 +26,6 @@ class Verdict:
 
     correct: bool
     rationale: str
-
-
-class Judge(Protocol):
-    """Anything that grades answers."""
-
-    async def grade(self, question: Question, answer: str) -> Verdict | None:
-        """Grade one answer; None when there is no verdict."""
-        ...
-
-
-class ModelJudge:
-    """A judge that is any policy.
-
-    Args:
-        policy: the model that judges.
-        chat: its chat format.
-        metrics: counts verdicts, and replies that could not be read, under `judge/`.
-        seconds: deadline of one verdict.
-        max_new_tokens: of one reply.
-    """
-
-    def __init__(
-        self, policy: Policy, chat: Chat, *, metrics: Metrics | None = None, seconds: float = 300.0, max_new_tokens: int = 256
-    ) -> None:
-        self._policy, self._chat, self._metrics = policy, chat, metrics or Metrics()
-        self._seconds, self._sampling = seconds, Sampling(max_new_tokens, temperature=0.0, stop_ids=chat.stop_ids)
-
-    async def grade(self, question: Question, answer: str) -> Verdict | None:
-        """Ask for a verdict; None when the reply cannot be read or does not come in time."""
-        asked = {"question": question.text, "accepted": list(question.answers), "answer": answer}
-        prompt = self._chat.open(INSTRUCTIONS, json.dumps(asked, ensure_ascii=False))
-        try:
-            async with asyncio.timeout(self._seconds):
-                sampled = await self._policy.sample(prompt, self._sampling, RequestKey(0, question.id, 0, 0, f"judge:{answer}"))
-        except TimeoutError:
-            self._metrics.add("judge/timeouts")
-            return None
-        verdict = read_verdict(self._chat.tokenizer.decode(sampled.ids))
-        self._metrics.add("judge/verdicts" if verdict else "judge/unreadable")
-        return verdict
 
 
 def read_verdict(reply: str) -> Verdict | None:
