@@ -8,8 +8,8 @@ from dr_jax.evaluate.settings import JudgeSettings
 from dr_jax.rewards.judge import INSTRUCTIONS, Verdict
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import RequestKey
-from tests.fakes import ScriptedPolicy
 from tests.evaluate.made import attempt
+from tests.fakes import ScriptedPolicy
 
 RIGHT = '{"rationale": "the same city", "judgement": "correct"}'
 
