@@ -16,7 +16,7 @@ _REMINDER = "Reply with the JSON object and nothing else."
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeSettings(QualitySettings):
+class QuestionJudgeSettings(QualitySettings):
     """Whether and how a model judges questions, and where it is.
 
     Args:
@@ -35,7 +35,7 @@ class JudgeSettings(QualitySettings):
 class BuildSettings(Recipe):
     """One training set, as `dr-jax data build` makes it; see `Recipe` for the rest."""
 
-    quality: JudgeSettings = field(default_factory=JudgeSettings)
+    quality: QuestionJudgeSettings = field(default_factory=QuestionJudgeSettings)
 
     @property
     def asks_models(self) -> bool:
@@ -50,7 +50,7 @@ class ServerJudge:
         settings: of the judge.
     """
 
-    def __init__(self, settings: JudgeSettings) -> None:
+    def __init__(self, settings: QuestionJudgeSettings) -> None:
         self._endpoint = Endpoint(settings.endpoint, REPLY, settings.max_new_tokens, metrics=Metrics(), under="quality")
         self._times: Counter[str] = Counter()
         self.name = json.dumps([settings.endpoint.model, settings.endpoint.url, settings.endpoint.parameters])

@@ -23,6 +23,7 @@ from dr_jax.base.trace import logger
 
 _log = logger(__name__)
 Numbers = Mapping[str, float]
+_FINISH_S = 60.0  # what was not sent by then is in `wandb/`, for `wandb sync`
 _MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
@@ -160,7 +161,7 @@ class WeightsAndBiases:
                 dir=str(directory),
                 config=_config(directory),
                 allow_val_change=True,
-                settings=package.Settings(console="off", quiet=True),
+                settings=package.Settings(console="off", quiet=True, finish_timeout=_FINISH_S),
             )
         except package.Error as error:
             raise ConfigError(
@@ -184,7 +185,7 @@ class WeightsAndBiases:
         self._run.summary.update({"run": dict(content)})
 
     def close(self, *, whole: bool) -> None:
-        """Wait until everything was sent."""
+        """Wait until everything was sent, for a while."""
         self._run.finish(exit_code=0 if whole else 1)
 
     def _note(self) -> None:

@@ -20,7 +20,7 @@ from dr_jax.littleweb.questions import draw
 from dr_jax.littleweb.world import WorldSettings, build
 from dr_jax.tokens.policy import RequestKey
 from dr_jax.train.contamination import PolicyEndpoint, PolicySampler, asked, probe
-from dr_jax.train.recipe import BuildSettings, JudgeSettings
+from dr_jax.train.recipe import BuildSettings, QuestionJudgeSettings
 from dr_jax.train.settings import Settings
 from tests.evaluate.servers import serving
 from tests.fakes import HangingPolicy, ScriptedPolicy, small_chat
@@ -99,7 +99,7 @@ async def test_one_config_is_opened_once_for_both_filters(settings: Settings, po
     recipe = BuildSettings(
         mixture={"a": Part(("x",))},
         contamination=ContaminationSettings(on=True, policy=str(config), max_new_tokens=4),
-        quality=JudgeSettings(on=True, policy=str(config), max_new_tokens=4),
+        quality=QuestionJudgeSettings(on=True, policy=str(config), max_new_tokens=4),
     )
     async with asked(recipe, quiet) as whom:
         assert whom.sampler is not None
