@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from dr_jax.report import page as pages
 from dr_jax.report.data import RunData
+from tests.chromium import CHROMIUM
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
 try:
     from playwright.async_api import Page, async_playwright
-
-    WHY = "" if CHROMIUM else f"no Chromium on the PATH ({', '.join(NAMES)})"
-except ImportError:
-    WHY = "playwright is not installed (the extra `render`)"
-
-NEEDED = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
+except ImportError:  # the tests are skipped
+    pass
 
 # The best of three: how long the page takes, not how long it waited for a busy machine.
 QUICKEST = """async ([selector, value, event]) => {
