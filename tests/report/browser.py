@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dr_jax.report import page as pages
 from dr_jax.report.data import RunData
 from tests.chromium import CHROMIUM
 
-try:
-    from playwright.async_api import Page, async_playwright
-except ImportError:  # the tests are skipped
-    pass
+if TYPE_CHECKING:
+    from playwright.async_api import Page
 
 # The best of three: how long the page takes, not how long it waited for a busy machine.
 QUICKEST = """async ([selector, value, event]) => {
@@ -35,6 +33,8 @@ QUICKEST = """async ([selector, value, event]) => {
 @asynccontextmanager
 async def opened(address: str, **context: Any) -> AsyncIterator[tuple[Page, list[str]]]:
     """A page, and whatever it complained of or asked anybody for."""
+    from playwright.async_api import async_playwright  # an extra: without it the tests are skipped
+
     noticed: list[str] = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
