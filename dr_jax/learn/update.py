@@ -59,7 +59,10 @@ def through(sizes: Sizes, *, remat: bool = False, chunk: int = 1024, compute_dty
         )
         # The hidden state at a token predicts the next one. What wraps around falls on a row's first token, never trained.
         next_BT = jnp.roll(batch.ids, -1, axis=1)
-        found = token_logprobs(hidden_BTD, head(weights, sizes), next_BT, temperature=temperature, chunk=chunk)
+        asked_BT = jnp.roll(batch.trained, -1, axis=1)
+        found = token_logprobs(
+            hidden_BTD, head(weights, sizes), next_BT, temperature=temperature, chunk=chunk, asked_BT=asked_BT
+        )
         logprobs_BT, entropy_BT = (jnp.roll(values_BT, 1, axis=1) for values_BT in found)
         return logprobs_BT, entropy_BT
 
