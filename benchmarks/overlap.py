@@ -39,7 +39,7 @@ SLOW_WEB = (
     *("web.search_s=90", "web.pace.own=512", "web.pace.concurrent=512", "web.pace.queue_s=60"),
 )
 WORK = ("rollout.groups=8", "rollout.group_size=8", "mismatch_gate=1e-3")
-OVERLAPPED = ("rollout.staleness=2", "rollout.in_flight=256", "rollout.spare=1", "loss.importance=truncated")
+OVERLAPPED = ("rollout.staleness=2", "rollout.spare=1", "loss.importance=truncated")
 SIDES = {"overlapped": OVERLAPPED, "drained": (), "lock_step": ()}
 
 

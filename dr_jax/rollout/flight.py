@@ -2,9 +2,8 @@
 
 In:    a stream of questions, how to run the group of one, the oldest weights that the next update may learn from
 Out:   the groups of one update after another, each as soon as there are enough of them
-Holds: groups are begun and gathered while nobody asks for them, too; no more are under way than the limit, and none is begun
-       while enough are waiting; who is sure to be too old is cancelled, and its question given back once; closing this ends
-       every task
+Holds: groups are begun and gathered while nobody asks for them, too; none is begun that is likely to be too old when its turn
+       comes; who is sure to be is cancelled, and its question given back once; closing this ends every task
 """
 
 from __future__ import annotations
@@ -77,7 +76,8 @@ class Flights:
         at_once: groups under way together.
         staleness: versions that a token may be behind the weights that learn from it. With 0 nothing is begun between the
             taking of an update's groups and the next asking: it would be drawn with the weights that are being replaced.
-        most_waiting: complete groups that may wait to be taken before no more are begun.
+        most: groups under way, waiting to be taken, and being learned from, together. With more than those of
+            `staleness + 1` updates some will be too old when it is their turn, unless others are given up before them.
         metrics: of the run.
     """
 
@@ -89,15 +89,16 @@ class Flights:
         *,
         at_once: int,
         staleness: int,
-        most_waiting: int,
+        most: int,
         metrics: Metrics,
     ) -> None:
         self._stream, self._harvest, self._fly, self._metrics = stream, harvest, fly, metrics
-        self._at_once, self._staleness, self._most_waiting = at_once, staleness, most_waiting
+        self._at_once, self._staleness, self._most = at_once, staleness, most
         self._running: dict[Flight, asyncio.Task[Group]] = {}
         self._ending: set[asyncio.Task[Group]] = set()  # cancelled, and not over yet
         self._limit = 0  # the oldest version that may still be learned from
         self._begins = False
+        self._learning = 0  # groups that were taken last
         self._error: BaseException | None = None
         self._changed = asyncio.Event()
 
@@ -111,7 +112,7 @@ class Flights:
             WorldDownError: the world fails one group after another, or has been down for too long.
         """
         await asyncio.sleep(_PAUSE_S)
-        self._begins = True
+        self._begins, self._learning = True, 0
         self._raise_limit(version - self._staleness)
         self._fill()
         while self._error is None and self._harvest.missing:
@@ -120,7 +121,7 @@ class Flights:
         if self._error is not None:
             raise self._error
         taken = self._harvest.take()
-        self._begins = self._staleness > 0
+        self._begins, self._learning = self._staleness > 0, len(taken)
         self._raise_limit(version + 1 - self._staleness)
         self._fill()
         return taken
@@ -145,7 +146,8 @@ class Flights:
             self._begins
             and self._error is None
             and len(self._running) < self._at_once
-            and len(self._harvest.waiting) < self._most_waiting
+            and len(self._running) + len(self._harvest.waiting) + self._learning < self._most
+            and (self._staleness or self._harvest.missing)
         ):
             flight = Flight(self._stream.next(), self._noted)
             task = asyncio.create_task(self._flown(flight))

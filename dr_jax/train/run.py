@@ -182,7 +182,7 @@ class Run(Stage):
             lambda flight: self._group(flight.draw, flight),
             at_once=settings.at_once,
             staleness=settings.staleness,
-            most_waiting=settings.groups * max(1, settings.staleness),
+            most=settings.most,
             metrics=self.metrics,
         )
         async with flights:

@@ -72,8 +72,8 @@ class RolloutSettings:
         group_size: siblings per question (G); their mean is the baseline, so at least 2.
         spare: siblings beyond G that are started; when G of a group are trainable the slowest are cancelled. The first to
             end are the shortest, so research that takes longer is learned from less.
-        in_flight: episodes at once; 0 means those of one update. More keep a device busy while the web is slow. With a
-            staleness of 0 more of them mean that the first groups to be complete make the update and the others are
+        in_flight: episodes at once; 0 means as many as can be learned from before they are too old, those of
+            `staleness + 1` updates. With more, the first groups to be complete are learned from and some of the others are
             cancelled, which favours questions that are quickly done.
         staleness: how many versions old a trained token may be. 0 collects every batch with the newest weights; otherwise
             episodes go on across updates, and those that would be older at the next one are cancelled.
@@ -99,7 +99,12 @@ class RolloutSettings:
     @property
     def at_once(self) -> int:
         """How many groups are under way together."""
-        return max(1, (self.in_flight or self.groups * self.siblings) // self.siblings)
+        return max(1, self.in_flight // self.siblings) if self.in_flight else self.groups * (self.staleness + 1)
+
+    @property
+    def most(self) -> int:
+        """How many groups are under way, complete, or being learned from."""
+        return max(self.groups * (self.staleness + 1), self.at_once)
 
     @property
     def drains(self) -> bool:

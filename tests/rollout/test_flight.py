@@ -53,7 +53,7 @@ class Bench:
         self.begun: list[str] = []
         self.ended: list[str] = []
         self._seconds = seconds if callable(seconds) else lambda flight: seconds.get(flight.draw.question.id, 0.01)
-        given = {"at_once": 4, "staleness": 1, "most_waiting": 4} | options
+        given = {"at_once": 4, "staleness": 1, "most": 8} | options
         self.flights = Flights(self.stream, self.harvest, self._fly, metrics=self.metrics, **given)
 
     async def _fly(self, flight: Flight) -> Group:
@@ -84,7 +84,7 @@ class Bench:
 
 
 async def test_groups_are_begun_and_gathered_while_an_update_goes_on() -> None:
-    bench = Bench({}, at_once=3, most_waiting=5)
+    bench = Bench({}, at_once=3, most=10)
     async with bench.flights:
         await bench.update(0.0)
         begun = len(bench.begun)
@@ -93,15 +93,18 @@ async def test_groups_are_begun_and_gathered_while_an_update_goes_on() -> None:
         assert len(bench.harvest.waiting) >= 5
 
 
-async def test_what_waits_is_bounded() -> None:
-    bench = Bench({}, at_once=3, most_waiting=5)
+async def test_no_more_are_begun_than_can_be_learned_from_in_time() -> None:
+    bench = Bench({}, at_once=3, most=2 * 2)  # staleness 1: of two updates of two groups
     async with bench.flights:
         await bench.flights.take(0)
         await asyncio.sleep(0.5)
-        assert 5 <= len(bench.harvest.waiting) <= 5 + 3
-        begun = len(bench.begun)
-        await asyncio.sleep(0.1)
-        assert len(bench.begun) == begun
+        assert len(bench.begun) == 4
+        assert len(bench.harvest.waiting) == 2, "two are being learned from"
+        bench.policy.version = 1
+        await bench.flights.take(1)
+        await asyncio.sleep(0.5)
+        assert len(bench.begun) == 4 + 2
+    assert "rollout/stale_groups" not in bench.metrics.drain()
 
 
 async def test_no_update_waits_for_a_straggler_which_is_given_up_and_asked_again() -> None:
@@ -145,7 +148,7 @@ async def test_who_has_not_spoken_yet_is_not_given_up() -> None:
 @pytest.mark.parametrize("seed", range(5))
 async def test_7_and_9_whatever_happens_when(seed: int) -> None:
     chance = random.Random(seed)
-    bench = Bench(lambda flight: chance.choice([0.0, 0.002, 0.01, 0.05, 0.2]), count=30, at_once=8, most_waiting=3)
+    bench = Bench(lambda flight: chance.choice([0.0, 0.002, 0.01, 0.05, 0.2]), count=30, at_once=8, most=12)
     trained = Counter[tuple[int, str]]()
     async with bench.flights, asyncio.timeout(60):
         while bench.stream.epoch < 2:
@@ -162,7 +165,7 @@ async def test_7_and_9_whatever_happens_when(seed: int) -> None:
 
 
 async def test_with_no_staleness_more_groups_than_are_needed_race_for_an_update() -> None:
-    bench = Bench({str(number): 0.3 for number in range(20)}, staleness=0, at_once=5, most_waiting=2)
+    bench = Bench({str(number): 0.3 for number in range(20)}, staleness=0, at_once=5, most=7)
     async with bench.flights, asyncio.timeout(20):
         first = await bench.flights.take(0)
         begun = len(bench.begun)
@@ -175,7 +178,7 @@ async def test_with_no_staleness_more_groups_than_are_needed_race_for_an_update(
 
 
 async def test_the_oldest_are_taken_first() -> None:
-    bench = Bench({}, at_once=4, most_waiting=4)
+    bench = Bench({}, at_once=4, most=8)
     async with bench.flights:
         await bench.update(0.1)
         waiting = [group.oldest_version for group in bench.harvest.waiting]
@@ -224,7 +227,7 @@ async def test_a_world_that_fails_everything_ends_it() -> None:
         name = flight.draw.question.id
         return Group(name, (Episode(f"{name}.0", name, (), Outcome.WORLD_FAILED, failure="the search is down"),))
 
-    flights = Flights(stream, Harvest(2, metrics), fly, at_once=3, staleness=1, most_waiting=4, metrics=metrics)
+    flights = Flights(stream, Harvest(2, metrics), fly, at_once=3, staleness=1, most=6, metrics=metrics)
     async with flights:
         with pytest.raises(WorldDownError, match="the search is down"):
             await flights.take(0)

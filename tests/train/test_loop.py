@@ -185,7 +185,7 @@ async def test_a_checkpoint_of_another_model_is_refused_by_name(settings: Settin
 
 
 def overlapped(settings: Settings, **options: Any) -> Settings:
-    """Keep twice as many episodes in flight as an update needs, across updates."""
+    """Keep episodes in flight across updates, twice as many as an update needs."""
     given = {"staleness": 1, "in_flight": 8} | options
     return dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, **given))
 
@@ -204,7 +204,7 @@ async def test_episodes_begin_and_end_while_an_update_is_computed(settings: Sett
     parts.ENDED.clear()
     parts.MEANWHILE.clear()
     reward = dataclasses.replace(settings.reward, parts={"tests.train.parts:noted": 1.0})
-    wide = overlapped(settings, staleness=3)  # six complete groups may wait
+    wide = overlapped(settings, staleness=3)  # eight groups may be under way, complete, or being learned from
     await train(dataclasses.replace(wide, steps=1, advantage="tests.train.parts:slow", reward=reward), told=silent)
     # Two groups of two were under way beside those that are learned from: the fifth episode began with the update or during it.
     assert parts.MEANWHILE[0] >= 5
