@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
@@ -167,6 +168,26 @@ class Engine:
             self._scheduler.restart()
 
         self._tell(swap, _nobody)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the engine off the device for as long as the block lasts; who asks meanwhile waits. From any thread but its own.
+
+        Raises:
+            EngineStoppedError: the engine has ended.
+        """
+        stands, goes_on = threading.Event(), threading.Event()
+
+        def stand_still() -> None:
+            stands.set()
+            goes_on.wait()
+
+        self._tell(stand_still, lambda error: stands.set())
+        stands.wait()
+        try:
+            yield
+        finally:
+            goes_on.set()
 
     async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey) -> Sampled:
         """Draw a continuation; see `tokens.policy.Policy`. Cancelling the awaiting task frees slot and pages.

@@ -111,7 +111,7 @@ def learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float]
     if batches:
         placed = [place_rows(batch, run.actor.mesh) for batch in batches]
         temperature = settings.episode.temperature
-        with timed(run.metrics, "update/s"):
+        with run.alone(), timed(run.metrics, "update/s"):
             run.state, stats = run.update(
                 run.state,
                 placed,

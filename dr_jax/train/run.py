@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,14 @@ class Run(Stage):
     def version(self) -> int:
         """The policy's version: how many updates made its weights."""
         return int(jax.device_get(self.state.step))
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep the engine still where an update would share a processor with it; episodes go on with the web meanwhile.
+
+        Two programs on one CPU get into each other's threads and take longer than one after the other; accelerators queue them.
+        """
+        shared = not self.actor.placement.apart and self.actor.mesh.devices.flat[0].platform == "cpu"
+        return self.actor.engine.paused() if shared else nullcontext()
 
     def adopt(self) -> None:
         """Hand the newest weights to the engine."""
