@@ -245,7 +245,7 @@ def show(found: dict[str, Crowd]) -> None:
         numbers = (one.late_ms, one.computed_ms, one.worst_ms, one.most_mb, one.most_mb - one.before_mb)
         cores = f"{one.processor_s / one.seconds:.2f}"
         table.add_row(who, str(one.in_flight), f"{one.ended} in {one.seconds:.0f} s", *(f"{n:,.1f}" for n in numbers), cores)
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

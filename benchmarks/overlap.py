@@ -149,7 +149,7 @@ def show(found: dict[str, Measured], rates: dict[str, Spread], shares: dict[str,
         numbers = [f"{value:,.0f}" for value in (rate.median, rate.min, rate.max)]
         slots = f"{one.counted['slots']:.1f}"
         table.add_row(name, str(len(one.updates)), *numbers, f"{shares[name]:.1f}", *parts, slots, cancelled, ratio)
-    Console().print(table)
+    Console(width=120).print(table)
     for name, one in found.items():
         print(name, {key: round(value, 2) for key, value in sorted(one.counted.items())})
 
