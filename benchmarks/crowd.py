@@ -142,26 +142,18 @@ async def crowd(who: Who, in_flight: int, *, seconds: float, generation_s: float
         if who == "engine":
             stack.enter_context(actor.engine)
             await asyncio.to_thread(actor.engine.warm_up)
-            counted = _Counted(actor.engine)
+            counted = _Counted(actor.engine, in_flight)
         else:
-            counted = _Counted(
-                _Slow(Researchers(actor.chat, {one.question.id: one for one in puzzles}, Manners()), generation_s)
-            )
+            written = Researchers(actor.chat, {one.question.id: one for one in puzzles}, Manners())
+            counted = _Counted(_Slow(written, generation_s), in_flight)
         actors = Actors(counted, actor.chat, world, system_prompt(settings.prompt, world.schemas))
 
         async def fly(flight: Flight) -> Group:
             return await run_group(flight.draw.question, actors, settings.episode, counted.rewarding, size=SIZE)
 
         stream = Stream([one.question for one in puzzles], 0)
-        flights = Flights(
-            stream,
-            Harvest(8, metrics),
-            fly,
-            at_once=in_flight // SIZE,
-            staleness=8,
-            most=in_flight // SIZE + 64,
-            metrics=metrics,
-        )
+        groups, harvest = in_flight // SIZE, Harvest(8, metrics)
+        flights = Flights(stream, harvest, fly, at_once=groups, staleness=8, most=groups + 64, metrics=metrics)
         return await _watched(flights, counted, seconds)
 
 
