@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from dr_jax.report import page as pages
 from dr_jax.report.data import RunData
+from tests.chromium import CHROMIUM
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
-try:
-    from playwright.async_api import Page, async_playwright
-
-    WHY = "" if CHROMIUM else f"no Chromium on the PATH ({', '.join(NAMES)})"
-except ImportError:
-    WHY = "playwright is not installed (the extra `render`)"
-
-NEEDED = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
+if TYPE_CHECKING:
+    from playwright.async_api import Page
 
 # The best of three: how long the page takes, not how long it waited for a busy machine.
 QUICKEST = """async ([selector, value, event]) => {
@@ -43,6 +33,8 @@ QUICKEST = """async ([selector, value, event]) => {
 @asynccontextmanager
 async def opened(address: str, **context: Any) -> AsyncIterator[tuple[Page, list[str]]]:
     """A page, and whatever it complained of or asked anybody for."""
+    from playwright.async_api import async_playwright  # an extra: without it the tests are skipped
+
     noticed: list[str] = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

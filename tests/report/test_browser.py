@@ -12,7 +12,8 @@ from dr_jax.report.data import RunData
 from dr_jax.report.live import watching
 from dr_jax.rollout.record import EpisodeWriter
 from dr_jax.train.report import Report
-from tests.report.browser import NEEDED, QUICKEST, opened, write
+from tests.chromium import NEEDED
+from tests.report.browser import QUICKEST, opened, write
 from tests.report.runs import HOSTILE, attempt, decode, make_run, numbers
 
 pytestmark = NEEDED

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.browser import NEEDED, QUICKEST, opened, write
+from tests.chromium import NEEDED
+from tests.report.browser import QUICKEST, opened, write
 
 RUN = Path(os.environ.get("DR_JAX_RUN", "runs/quickstart"))
 PICTURES = os.environ.get("DR_JAX_PICTURES", "")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import struct
 import sys
 from collections import Counter
@@ -162,6 +161,7 @@ def test_who_turns_wandb_on_later_or_names_another_project_gets_every_step(tmp_p
     assert len(ids(tmp_path)) == 2
 
 
+@pytest.mark.usefixtures("plain_log")
 def test_a_copy_that_fails_does_not_stop_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,7 +170,6 @@ def test_a_copy_that_fails_does_not_stop_a_run(
     def lost(*told: object) -> None:
         raise ConnectionResetError("Connection lost")
 
-    monkeypatch.setattr(logging.getLogger("dr_jax"), "propagate", True)
     pytest.importorskip("tensorboardX")
     monkeypatch.setattr(TensorBoard, "step", lost)
     with Report(begun(tmp_path), also=ReportSettings(tensorboard=True)) as report:
