@@ -5,7 +5,7 @@ Work:  2,048 episodes of littleweb's questions at once, through the real rollout
 Sides: `scripted`: a researcher whose words are written, and who takes 20 s on average for a generation, as when so many share a
        device. `engine`: the quickstart's policy in the real engine, which has as many slots as it has
 Out:   how late the event loop was (99th percentile; by the clock, and by the processor time that it spent meanwhile, which is
-       how late it would be on a core of its own), memory, processor time; `results/crowd.json`
+       how late it would be on a core of its own), memory, processor time; `results/crowd.json`, `results/crowd_memory.json`
 """
 
 from __future__ import annotations
@@ -66,25 +66,31 @@ class Crowd:
     """What so many episodes in flight cost.
 
     Args:
-        in_flight: episodes at once, at the most.
+        in_flight: episodes at once, on average over the seconds that were measured.
         ended: episodes, in the seconds that were measured.
         seconds: that were measured, after all had begun.
         late_ms: 99th percentile of how late the event loop was by the clock.
         computed_ms: the same by the processor time that the loop's thread spent meanwhile.
         worst_ms: the latest that it was, by the clock, the beginning of all of them included.
-        before_mb, most_mb: memory before the first episode, and at the most.
+        before_mb: memory before the first episode.
+        memory_mb: memory in the seconds that were measured, every half second.
         processor_s: of this process, for the seconds that were measured.
     """
 
-    in_flight: int
+    in_flight: float
     ended: int
     seconds: float
     late_ms: float
     computed_ms: float
     worst_ms: float
     before_mb: float
-    most_mb: float
+    memory_mb: tuple[float, ...]
     processor_s: float
+
+    @property
+    def grown_mb(self) -> float:
+        """Memory at the most, beyond that before the first episode."""
+        return max(self.memory_mb) - self.before_mb
 
 
 class _Slow:
@@ -99,23 +105,33 @@ class _Slow:
 
 
 class _Counted:
-    """A policy and a rewarding that know how many episodes are between the two."""
+    """A policy and a rewarding that know how many episodes are between the two, and hold groups back while those are enough."""
 
     def __init__(self, policy: Policy, expected: int) -> None:
         self._policy, self._total, self._expected = policy, Total(), expected
-        self.now = self.most = self.ended = 0
+        self.now = self.ended = self._promised = 0
         self.complete = asyncio.Event()
+        self._first, self._freed = asyncio.Lock(), asyncio.Event()
+
+    async def room(self) -> None:
+        """Return when there is room for the siblings of one more group, in the order of asking."""
+        async with self._first:
+            while self._promised + SIZE > self._expected:
+                self._freed.clear()
+                await self._freed.wait()
+            self._promised += SIZE
 
     async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey) -> Sampled:
         if not key.turn:
             self.now += 1
-            self.most = max(self.most, self.now)
             if self.now >= self._expected:
                 self.complete.set()
         return await self._policy.sample(prompt_ids, sampling, key)
 
     def rewarding(self, episode: Episode, question: Question) -> Episode:
         self.now -= 1
+        self._promised -= 1
+        self._freed.set()
         self.ended += 1
         return self._total(episode, question)
 
@@ -149,17 +165,18 @@ async def crowd(who: Who, in_flight: int, *, seconds: float, generation_s: float
         actors = Actors(counted, actor.chat, world, system_prompt(settings.prompt, world.schemas))
 
         async def fly(flight: Flight) -> Group:
+            await counted.room()
             return await run_group(flight.draw.question, actors, settings.episode, counted.rewarding, size=SIZE)
 
         stream = Stream([one.question for one in puzzles], 0)
-        groups, harvest = in_flight // SIZE, Harvest(8, metrics)
+        groups, harvest = 2 * in_flight // SIZE, Harvest(8, metrics)  # some wait for their last sibling, some for room
         flights = Flights(stream, harvest, fly, at_once=groups, staleness=8, most=groups + 64, metrics=metrics)
         return await _watched(flights, counted, seconds)
 
 
 async def _watched(flights: Flights, counted: _Counted, seconds: float) -> Crowd:
     """Let them fly, take what is complete, and watch the loop and the memory."""
-    late, memory = list[tuple[float, float]](), [memory_mb()]
+    late, before_mb, memory, alive = list[tuple[float, float]](), memory_mb(), list[float](), list[int]()
     async with flights:
         watch = asyncio.create_task(lag(late))
         taking = asyncio.create_task(_take(flights))
@@ -169,6 +186,7 @@ async def _watched(flights: Flights, counted: _Counted, seconds: float) -> Crowd
         while time.perf_counter() < start + seconds and not taking.done():
             await asyncio.sleep(0.5)
             memory.append(memory_mb())
+            alive.append(counted.now)
         took, spent = time.perf_counter() - start, time.process_time() - processor
         for task in (watch, taking, begun):
             task.cancel()
@@ -178,7 +196,15 @@ async def _watched(flights: Flights, counted: _Counted, seconds: float) -> Crowd
     by_clock, by_processor = 1000 * np.quantile(np.asarray(late[first:]), 0.99, axis=0)
     worst = 1000 * max(one for one, _ in late)
     return Crowd(
-        counted.most, counted.ended - ended, took, float(by_clock), float(by_processor), worst, memory[0], max(memory), spent
+        float(np.mean(alive)),
+        counted.ended - ended,
+        took,
+        float(by_clock),
+        float(by_processor),
+        worst,
+        before_mb,
+        tuple(memory),
+        spent,
     )
 
 
@@ -224,7 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     told = parser.parse_args(arguments)
     found = {who: asyncio.run(crowd(who, told.in_flight, seconds=told.seconds)) for who in told.sides}
     show(found)
-    write("crowd", {who: Spread.of([one.late_ms], "ms late, p99") for who, one in found.items()}, ("jax", "aiohttp"), told.out)
+    packages = ("jax", "aiohttp")
+    write("crowd", {who: Spread.of([one.late_ms], "ms late, p99") for who, one in found.items()}, packages, told.out)
+    write("crowd_memory", {who: Spread.of(one.memory_mb, "MB") for who, one in found.items()}, packages, told.out)
 
 
 def show(found: dict[str, Crowd]) -> None:
@@ -234,9 +262,9 @@ def show(found: dict[str, Crowd]) -> None:
     for column in columns:
         table.add_column(column, justify="left" if column == "side" else "right")
     for who, one in found.items():
-        numbers = (one.late_ms, one.computed_ms, one.worst_ms, one.most_mb, one.most_mb - one.before_mb)
-        cores = f"{one.processor_s / one.seconds:.2f}"
-        table.add_row(who, str(one.in_flight), f"{one.ended} in {one.seconds:.0f} s", *(f"{n:,.1f}" for n in numbers), cores)
+        numbers = (one.late_ms, one.computed_ms, one.worst_ms, max(one.memory_mb), one.grown_mb)
+        ended, cores = f"{one.ended} in {one.seconds:.0f} s", f"{one.processor_s / one.seconds:.2f}"
+        table.add_row(who, f"{one.in_flight:.0f}", ended, *(f"{n:,.1f}" for n in numbers), cores)
     Console(width=120).print(table)
 
 

@@ -148,7 +148,7 @@ def by_size() -> Iterator[Curve]:
 def by_in_flight() -> Iterator[Curve]:
     """More episodes at once; each number of them in an event loop of its own."""
     found = [asyncio.run(crowd("scripted", count, seconds=20.0)) for count in (128, 512, 2048)]
-    grown = tuple((one.in_flight, one.most_mb - one.before_mb) for one in found)
+    grown = tuple((one.in_flight, one.grown_mb) for one in found)
     late = tuple((one.in_flight, one.computed_ms) for one in found)
     spent = tuple((one.in_flight, 1000 * one.processor_s / max(1, one.ended)) for one in found)
     yield Curve("memory in flight", "number of episodes in flight", "MB more than before the first", grown)

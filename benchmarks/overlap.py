@@ -86,6 +86,7 @@ async def ride(name: str, seconds: float, options: Sequence[str]) -> Measured:
                 groups = await anext(collected)
                 numbers = await asyncio.to_thread(learn, run, groups, done)
                 run.settle(groups)
+                await asyncio.to_thread(run.adopt)
                 measured.updates.append((time.perf_counter(), sum(len(group.trainable) for group in groups)))
                 for key, value in numbers.items():
                     if key.startswith("rollout/") and not key.endswith(("_max", "_mean", "in_flight")):
