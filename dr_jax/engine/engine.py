@@ -176,14 +176,15 @@ class Engine:
         Raises:
             EngineStoppedError: the engine has ended.
         """
-        stands, goes_on = threading.Event(), threading.Event()
+        stands: Future[None] = Future()
+        goes_on = threading.Event()
 
         def stand_still() -> None:
-            stands.set()
+            stands.set_result(None)
             goes_on.wait()
 
-        self._tell(stand_still, lambda error: stands.set())
-        stands.wait()
+        self._tell(stand_still, stands.set_exception)
+        stands.result()
         try:
             yield
         finally:
@@ -281,10 +282,9 @@ class Engine:
                 self._changed.wait()
             if self._closing:
                 return False
-            asked = list(self._inbox)
-            self._inbox.clear()
-        for action, _ in asked:
-            action()
+            asked = len(self._inbox)
+        for _ in range(asked):
+            self._inbox.popleft()[0]()  # one by one: when it raises, those behind it are told by `_run`
         plan = self._scheduler.plan()
         self._device.copy(plan.copies)
         match plan.work:

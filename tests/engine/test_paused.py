@@ -1,6 +1,8 @@
 """A paused engine leaves the device to somebody else; who asked meanwhile is answered afterwards, as if nothing had been."""
 
 import asyncio
+import threading
+import time
 
 import pytest
 
@@ -33,3 +35,49 @@ async def test_an_engine_that_has_ended_cannot_be_paused() -> None:
         pass
     with pytest.raises(EngineStoppedError), engine.paused():
         raise AssertionError("it was not told")
+
+
+def asked(engine: Engine) -> None:
+    """Wait until something is asked of an engine that is paused."""
+    while not engine._inbox:
+        time.sleep(0.001)
+
+
+def closing(engine: Engine) -> threading.Thread:
+    """Have the engine end as soon as it may."""
+    thread = threading.Thread(target=engine.close)
+    thread.start()
+    while not engine._closing:
+        time.sleep(0.001)
+    return thread
+
+
+async def test_who_asks_for_a_pause_of_an_engine_that_then_ends_is_told() -> None:
+    def pause() -> None:
+        with engine.paused():
+            raise AssertionError("it was not told")
+
+    with Engine(weights(0), SIZES, SETTINGS) as engine:
+        with engine.paused():
+            asking = asyncio.get_running_loop().run_in_executor(None, pause)
+            asked(engine)
+            ending = closing(engine)
+        with pytest.raises(EngineStoppedError):
+            await asyncio.wait_for(asking, 10)
+        ending.join()
+
+
+async def test_6_who_asked_behind_something_that_fails_is_told() -> None:
+    def fail(name: str, done: int, count: int) -> None:
+        raise KeyError("a bug")
+
+    with Engine(weights(0), SIZES, SETTINGS) as engine:
+        with engine.paused():
+            warming = asyncio.get_running_loop().run_in_executor(None, engine.warm_up, fail)
+            asked(engine)
+            asking = asyncio.ensure_future(engine.sample(*ASKED))  # both are found at once when the engine goes on
+            await asyncio.sleep(0.01)
+        with pytest.raises(EngineStoppedError, match="a bug"):
+            await asyncio.wait_for(asking, 10)
+        with pytest.raises(KeyError, match="a bug"):
+            await warming
