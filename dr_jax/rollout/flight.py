@@ -96,9 +96,9 @@ class Flights:
         self._at_once, self._staleness, self._most = at_once, staleness, most
         self._running: dict[Flight, asyncio.Task[Group]] = {}
         self._ending: set[asyncio.Task[Group]] = set()  # cancelled, and not over yet
-        self._limit = 0  # the oldest version that may still be learned from
+        self._limit = 0  # the oldest version that may be learned from next
         self._begins = False
-        self._learning = 0  # groups that were taken last
+        self._learning = 0  # groups that are being learned from
         self._error: BaseException | None = None
         self._changed = asyncio.Event()
 
@@ -106,14 +106,15 @@ class Flights:
         """Return the groups of one update as soon as there are enough, those with the oldest tokens first.
 
         Args:
-            version: of the weights that will learn from them. The update after it is taken to be of `version + 1`.
+            version: of the weights that will learn from them. The update after it is taken to be of `version + 1`, until the
+                next asking says otherwise: an update that finds nothing to learn leaves the version as it is.
 
         Raises:
             WorldDownError: the world fails one group after another, or has been down for too long.
         """
         await asyncio.sleep(_PAUSE_S)
         self._begins, self._learning = True, 0
-        self._raise_limit(version - self._staleness)
+        self._give_up_below(version - self._staleness)
         self._fill()
         while self._error is None and self._harvest.missing:
             self._changed.clear()
@@ -121,8 +122,8 @@ class Flights:
         if self._error is not None:
             raise self._error
         taken = self._harvest.take()
-        self._begins, self._learning = self._staleness > 0, len(taken)
-        self._raise_limit(version + 1 - self._staleness)
+        self._begins, self._learning = self._staleness > 0, sum(bool(group.trainable) for group in taken)
+        self._give_up_below(version + 1 - self._staleness)
         self._fill()
         return taken
 
@@ -161,31 +162,33 @@ class Flights:
     def _landed(self, flight: Flight, task: asyncio.Task[Group]) -> None:
         """Gather a group that has ended, unless it was given up before."""
         self._ending.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if self._running.pop(flight, None) is None:
-            return
+        found = asyncio.CancelledError() if task.cancelled() else task.exception()
+        given_up = self._running.pop(flight, None) is None  # then what it ended with concerns nobody
         try:
-            if error is not None:
-                raise error
-            group = task.result()
-            if group.oldest_version is not None and group.oldest_version < self._limit:
-                self._retire(group)
-            else:
-                self._harvest.add(group)
+            if not given_up:
+                if found is not None:
+                    raise found
+                self._gather(task.result())
             self._fill()
         # Nobody awaits this: whatever it is, it is raised where the groups are asked for.
-        except BaseException as found:  # noqa: BLE001
-            self._error = found
+        except BaseException as error:  # noqa: BLE001
+            self._error = self._error or error
         self._changed.set()
 
+    def _gather(self, group: Group) -> None:
+        if group.oldest_version is not None and group.oldest_version < self._limit:
+            self._retire(group)
+        else:
+            self._harvest.add(group)
+
     def _noted(self, flight: Flight) -> None:
+        """Give up a flight that turns out to be too old; another is begun when it is over."""
         if flight in self._running and flight.oldest is not None and flight.oldest < self._limit:
             self._cancel(flight)
-            self._fill()
 
-    def _raise_limit(self, oldest: int) -> None:
-        """Give up what is older, on the way or complete: no update will learn from it."""
-        self._limit = max(self._limit, oldest)
+    def _give_up_below(self, oldest: int) -> None:
+        """Give up what is older, on the way or complete: the next update will not learn from it."""
+        self._limit = oldest
         for flight in [one for one in self._running if one.oldest is not None and one.oldest < self._limit]:
             self._cancel(flight)
         for group in self._harvest.retire(self._limit):

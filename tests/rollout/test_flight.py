@@ -136,7 +136,7 @@ async def test_who_has_not_spoken_yet_is_not_given_up() -> None:
     async with bench.flights:
         taking = asyncio.ensure_future(bench.flights.take(0))
         await asyncio.sleep(0.05)
-        bench.flights._raise_limit(5)  # as many updates as it takes
+        bench.flights._give_up_below(5)  # as many updates as it takes
         assert len(bench.flights._running) == 2
         assert "rollout/cancelled_groups" not in bench.metrics.drain()
         await asyncio.sleep(0.2)  # now it has spoken, with old weights
@@ -175,6 +175,15 @@ async def test_with_no_staleness_more_groups_than_are_needed_race_for_an_update(
         bench.policy.version = 1
         second = await bench.flights.take(1)
         assert {group.oldest_version for group in second} == {1}
+
+
+async def test_after_an_update_that_found_nothing_to_learn_the_same_version_draws_on() -> None:
+    bench = Bench({}, staleness=0, at_once=5, most=7)
+    async with bench.flights, asyncio.timeout(5):
+        first = await bench.flights.take(0)
+        second = await bench.flights.take(0)
+    assert [group.oldest_version for group in (*first, *second)] == [0] * 4
+    assert not {group.question_id for group in first} & {group.question_id for group in second}
 
 
 async def test_the_oldest_are_taken_first() -> None:
