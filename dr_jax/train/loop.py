@@ -89,6 +89,8 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
                 episodes.flush()
                 numbers["wall_s"] = done.wall_s = time.perf_counter() - clock
                 try:
+                    # After the books: if the engine has died, the update was made all the same, and is not made again.
+                    await _whole(asyncio.to_thread(run.adopt))
                     if run.settings.eval.every and done.step % run.settings.eval.every == 0 and done.step < run.settings.steps:
                         numbers |= figures(await _measure(run, done.step, told))
                 finally:  # a row stands for every update that was made
@@ -108,7 +110,7 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
 
 
 def learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float]:
-    """One update: rewards minus siblings', rectangles, gradient, new weights for the engine; then the books."""
+    """One update: rewards minus siblings', rectangles, gradient, new weights."""
     settings, stats = run.settings, dict[str, float]()
     kept = informative(groups, run.metrics)
     advantage = named(settings.advantage)
@@ -124,7 +126,6 @@ def learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float]
                 reference_weights=run.reference,
                 check=lambda found: refuse_mismatch(settings, done.step + 1, found),
             )
-        run.adopt()
     else:
         _log.warning("update %d: every group was flat, so there is nothing to learn and the weights stay", done.step + 1)
     done.step += 1

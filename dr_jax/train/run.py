@@ -160,9 +160,10 @@ class Run(Stage):
         return self.actor.engine.paused() if shared else nullcontext()
 
     def adopt(self) -> None:
-        """Hand the newest weights to the engine."""
-        lent = self.actor.lent(self.state.weights, self.settings.model.dtype)
-        self.actor.engine.adopt(lent, version=self.version)
+        """Hand the newest weights to the engine, unless it has them: an update without a lesson leaves them as they are."""
+        if self.actor.engine.version != self.version:
+            lent = self.actor.lent(self.state.weights, self.settings.model.dtype)
+            self.actor.engine.adopt(lent, version=self.version)
 
     async def groups(self) -> AsyncGenerator[list[Group], None]:
         """Yield the groups of one update after another, for ever; those that the world failed come along, beyond the number.
@@ -177,6 +178,9 @@ class Run(Stage):
         settings, harvest = self.settings.rollout, self.harvest
         if settings.drains:
             while True:
+                for group in harvest.retire(self.version - settings.staleness):  # of a run that was stopped with another bound
+                    self.stream.give_back(group.question_id, failed=False)
+                    self.metrics.add("rollout/stale_groups")
                 while missing := harvest.missing:
                     draws = [self.stream.next() for _ in range(missing)]
                     async with aclosing(finished(draws, self._group, at_once=settings.at_once)) as ended:

@@ -121,6 +121,11 @@ class RolloutSettings:
             raise ValueError(
                 f"{self}: groups of at least 1, and spare, in_flight, staleness and devices of at least 0 are needed"
             )
+        if 0 < self.in_flight < self.siblings:
+            raise ValueError(
+                f"in_flight = {self.in_flight} is less than the {self.siblings} siblings of one group (group_size + spare); "
+                f"at least {self.siblings} are needed, or 0 for as many as can be learned from"
+            )
         if not 0 <= self.failed_share < 1:
             raise ValueError(f"failed_share = {self.failed_share}; a share from 0 to below 1 is needed")
 
