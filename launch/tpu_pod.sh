@@ -145,7 +145,7 @@ advance() { # one step towards the end of the run, by the state of the TPU
       gcloud compute tpus queued-resources describe "$name" --zone="$zone" "${project[@]}" --quiet --format='yaml(state)' >&2 || true
       say "deleting what is left of it; the run goes on from the bucket"
       failures=0
-      delete || patiently sleep "$poll" ;;
+      if delete; then ours=0; else patiently sleep "$poll"; fi ;;
     *) patiently sleep "$poll" ;; # ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, CREATING, SUSPENDING, DELETING, UNKNOWN
   esac
 }
@@ -154,6 +154,7 @@ finish() {
   local rc=$?
   trap - EXIT
   trap '' INT TERM HUP
+  exec 2>&3 # a signal may have come while stderr went to a file
   if [[ -n $child ]]; then kill -TERM -- "-$child" 2>/dev/null || true; fi
   if ((ours && keep)); then
     say "$name is kept, and paid for. The same command goes on with it; this deletes it:"
@@ -219,6 +220,7 @@ esac
 printf -v arguments '%q ' "$@"
 printf -v settings '%s=%q ' DR_JAX_NAME "$name" DR_JAX_RUNS "$bucket" DR_JAX_INPUTS "$inputs" DR_JAX_SECRETS "$secrets" \
   DR_JAX_PROJECT "$gcp" DR_JAX_JOIN auto
+exec 3>&2
 scratch=$(mktemp -d) child='' state='' told='' asked=0 failures=0 ours=0 unknown=0
 trap 'rm -rf "$scratch"' EXIT
 if ((dry_run)); then plan; exit; fi

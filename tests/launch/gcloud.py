@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 CLOUD = Path(os.environ["FAKE_CLOUD"])
@@ -97,7 +98,11 @@ def tpu_vm(verb: str, words: list[str], options: dict[str, str]) -> None:
         running.append(
             subprocess.Popen(["bash", "-c", options["command"]], cwd=home, env={**os.environ, **told}, stdin=subprocess.DEVNULL)
         )
-    sys.exit(max(abs(one.wait()) for one in running))
+    while any(one.poll() is None for one in running):
+        if not (CLOUD / "resources" / words[0] / "state").exists() or state_of(CLOUD / "resources" / words[0]) != "ACTIVE":
+            fail("[SSH] exited with return code [255]: the connection was closed", 255)
+        time.sleep(0.1)
+    sys.exit(max(abs(one.returncode) for one in running))
 
 
 def local(address: str) -> Path:
