@@ -39,9 +39,11 @@ die() { say "$*"; exit 3; }
 wrong() { echo "launch: $* (see launch/tpu_pod.sh --help)" >&2; exit 2; }
 
 show() { # a command as one could type it
-  local word
+  local word value
   for word; do
-    if [[ $word =~ ^[A-Za-z0-9_./:=@,+-]+$ ]]; then printf '%s ' "$word"; else printf '%s ' "${word@Q}"; fi
+    if [[ $word =~ ^[A-Za-z0-9_./:=@,+-]+$ ]]; then printf '%s ' "$word"
+    elif [[ $word == --*=* ]]; then value=${word#*=} && printf '%s ' "${word%%=*}=${value@Q}"
+    else printf '%s ' "${word@Q}"; fi
   done
   echo
 }
@@ -60,8 +62,11 @@ patiently() { # in the background, so that Ctrl-C is heard at once
 tpu() { # one gcloud command; what it says on stderr is shown when it fails, and a refusal ends the script
   local command=(gcloud compute tpus "$@" --zone="$zone" "${project[@]}" --quiet)
   if ((dry_run)); then show "${command[@]}"; return; fi
-  patiently "${command[@]}" 2>"$scratch/error" && return
+  local rc=0
+  patiently "${command[@]}" 2>"$scratch/error" || rc=$?
+  ((rc)) || return 0
   cat "$scratch/error" >&2
+  say "gcloud compute tpus $1 $2 ended with $rc"
   if grep -q 'PERMISSION_DENIED\|Required .* permission' "$scratch/error"; then
     [[ $* != "queued-resources create"* ]] || ours=0
     die "a permission is missing, see above"
@@ -108,17 +113,22 @@ attend() { # sees to it that the run is under way, and follows it; `ended` is it
   status >"$scratch/status" || return 0
   if grep -q running "$scratch/status"; then
     lines=3
+  elif ((started)) && grep -q ended "$scratch/status"; then # while nobody was looking
+    ended=$(exit_code)
+    return
   else
     say "installing on every host"
     install && start || return 0
   fi
-  asked=0 began=$SECONDS
+  asked=0 started=1 began=$SECONDS
   say "the run is under way; Ctrl-C $( ((keep)) && echo "leaves it and the TPU" || echo "saves it and deletes the TPU")"
   on_hosts 0 "dr_jax/launch/host.sh follow $lines" || true
   ((SECONDS - began < settle)) || failures=0
   status >"$scratch/status" || return 0
-  ended=$(sed -n 's/^ended \([0-9]*\)$/\1/p' "$scratch/status")
+  ended=$(exit_code)
 }
+
+exit_code() { sed -n 's/^ended \([0-9]*\)$/\1/p' "$scratch/status"; }
 
 stays() { # whether the TPU is still there after a while: what looks like a failure may be the first sign of its end
   local until=$((SECONDS + settle))
@@ -138,13 +148,15 @@ advance() { # one step towards the end of the run, by the state of the TPU
         0) say "the run ended well"; exit 0 ;;
         2) say "the run cannot go on like this, see above"; exit 2 ;;
         '' | 130 | 143) # out of reach, or told to stop, as before a preemption
-          if stays && ((++failures >= tries)); then die "the run does not stay under way on $name"; fi ;;
+          if stays && ((++failures >= tries)); then die "the run does not stay under way on $name"; fi
+          [[ -z $ended ]] || started=0 ;; # start it again
         *) if stays; then say "the run failed by itself, with code $ended"; exit "$ended"; fi ;;
       esac ;;
     SUSPENDED | FAILED)
       gcloud compute tpus queued-resources describe "$name" --zone="$zone" "${project[@]}" --quiet --format='yaml(state)' >&2 || true
       say "deleting what is left of it; the run goes on from the bucket"
       failures=0
+      started=0
       if delete; then ours=0; else patiently sleep "$poll"; fi ;;
     *) patiently sleep "$poll" ;; # ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, CREATING, SUSPENDING, DELETING, UNKNOWN
   esac
@@ -221,7 +233,7 @@ printf -v arguments '%q ' "$@"
 printf -v settings '%s=%q ' DR_JAX_NAME "$name" DR_JAX_RUNS "$bucket" DR_JAX_INPUTS "$inputs" DR_JAX_SECRETS "$secrets" \
   DR_JAX_PROJECT "$gcp" DR_JAX_JOIN auto
 exec 3>&2
-scratch=$(mktemp -d) child='' state='' told='' asked=0 failures=0 ours=0 unknown=0
+scratch=$(mktemp -d) child='' state='' told='' asked=0 started=0 failures=0 ours=0 unknown=0
 trap 'rm -rf "$scratch"' EXIT
 if ((dry_run)); then plan; exit; fi
 trap finish EXIT

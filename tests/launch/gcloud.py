@@ -29,7 +29,8 @@ def kill_all(resource: Path) -> None:
     """Take the machines away: every process of theirs dies at once, and their disks are gone."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            mine = f"FAKE_NODE={resource.name}".encode() in (entry / "environ").read_bytes().split(b"\0")
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            mine = {f"FAKE_NODE={resource.name}".encode(), f"FAKE_CLOUD={CLOUD}".encode()} <= set(environment)
             if mine and int(entry.name) != os.getpid():
                 os.kill(int(entry.name), signal.SIGKILL)
         except OSError:

@@ -37,9 +37,11 @@ def train(arguments: list[str]) -> None:
     (run / "config.json").write_text(json.dumps(settings))
     with (CLOUD / "starts").open("a") as file:
         file.write(json.dumps({"host": number, "resumed": "--resume" in arguments, "key": key.startswith("4c81f0a7")}) + "\n")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
-    kept.mkdir(parents=True, exist_ok=True)
-    step = max((int(one.name) for one in kept.iterdir()), default=0)
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    if number == "0":
+        kept.mkdir(parents=True, exist_ok=True)
+    step = max((int(one.name) for one in kept.glob("*")), default=0)
     while step < plan["steps"]:
         time.sleep(0.25)
         step += 1
@@ -53,6 +55,8 @@ def train(arguments: list[str]) -> None:
                 time.sleep(0.05)
             (CLOUD / "resources" / os.environ["FAKE_NODE"] / "preempt").touch()
             time.sleep(60)
+        if told:
+            sys.exit(130)
         if plan["code"] and step == 2:
             sys.exit(plan["code"])
     (run / "summary.json").write_text("{}")

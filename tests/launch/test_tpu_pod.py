@@ -99,7 +99,11 @@ def test_it_creates_loses_recreates_and_resumes(cloud: Cloud) -> None:
     assert [one["resumed"] for one in cloud.starts()] == [False, True, True]
     assert all(one["key"] for one in cloud.starts())
     assert (cloud.root / "buckets/b/runs/quickstart/summary.json").exists()
-    assert sorted(set(cloud.steps())) == [1, 2, 3, 4]
+    saved = [int(one.name) for one in (cloud.root / "buckets/b/runs/quickstart/checkpoints").iterdir()]
+    assert sorted(saved) == [1, 2, 3, 4]
+    told = cloud.steps()  # those of the last moments before a loss may be missing: they are copied every DR_JAX_MIRROR_S
+    assert told == sorted(set(told))
+    assert told[-1] == 4
     assert not cloud.paid
 
 
