@@ -40,14 +40,17 @@ def kill_all(resource: Path) -> None:
 
 def state_of(resource: Path) -> str:
     """The state now; each look moves a young resource on by one."""
-    state = (resource / "state").read_text()
+    state = before = (resource / "state").read_text()
     life = (resource / "life").read_text()
     if state in STATES[:-1]:
         state = "FAILED" if life == "fail" and state == "PROVISIONING" else STATES[STATES.index(state) + 1]
     elif state == "ACTIVE" and life == "preempt" and (resource / "preempt").exists():
         kill_all(resource)
         state = "SUSPENDED"
-    (resource / "state").write_text(state)
+    if state != before:
+        part = resource / f"state.{os.getpid()}"  # another command may be reading it
+        part.write_text(state)
+        part.replace(resource / "state")
     return state
 
 
