@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
@@ -168,6 +169,27 @@ class Engine:
 
         self._tell(swap, _nobody)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the engine off the device for as long as the block lasts; who asks meanwhile waits. From any thread but its own.
+
+        Raises:
+            EngineStoppedError: the engine has ended.
+        """
+        stands: Future[None] = Future()
+        goes_on = threading.Event()
+
+        def stand_still() -> None:
+            stands.set_result(None)
+            goes_on.wait()
+
+        self._tell(stand_still, stands.set_exception)
+        stands.result()
+        try:
+            yield
+        finally:
+            goes_on.set()
+
     async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey) -> Sampled:
         """Draw a continuation; see `tokens.policy.Policy`. Cancelling the awaiting task frees slot and pages.
 
@@ -260,10 +282,9 @@ class Engine:
                 self._changed.wait()
             if self._closing:
                 return False
-            asked = list(self._inbox)
-            self._inbox.clear()
-        for action, _ in asked:
-            action()
+            asked = len(self._inbox)
+        for _ in range(asked):
+            self._inbox.popleft()[0]()  # one by one: when it raises, those behind it are told by `_run`
         plan = self._scheduler.plan()
         self._device.copy(plan.copies)
         match plan.work:
