@@ -27,5 +27,9 @@ def test_the_paper_s_recipe_is_the_paper_s() -> None:
     assert (loss.kl, loss.kl_coefficient, loss.entropy_coefficient) == ("k3", 0.001, 0.001)
     assert (optimizer.name, optimizer.learning_rate, optimizer.schedule) == ("adamw", 1e-6, "constant")
     assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.clip) == (0.9, 0.999, 0.01, 1.0)
-    assert (settings.advantage, settings.batch.aggregation, settings.reward.parts) == ("standardized", "token_mean", {"f1": 1.0})
+    assert (settings.advantage, settings.batch.aggregation, settings.reward.parts) == (
+        "standardized",
+        "token_mean",
+        {"f1": 1.0},
+    )
     assert 267 < memory(settings, NAMED["qwen2.5-7b"])["all"] / 1024 < 269  # GiB, as its head says
