@@ -62,6 +62,7 @@ class Calls:
         flying, self._flight = self._flight, None
         if flying is not None:
             self._read(flying)
+        self._landed = None  # what others do now, an update among it, is not the engine's time
 
     def _launch(self, work: Prefill | Decode, after: _Flight | None) -> _Flight:
         start = time.perf_counter()
