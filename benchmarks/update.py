@@ -1,7 +1,7 @@
 """Useful arithmetic of a GRPO update, side by side: `python -m benchmarks.update`.
 
-Work:  `equal`: 16 episodes of 512 ids, half of them learned from. `ragged`: 32 of 64 to 1,024, three quarters learned from.
-       `few`: 4 of 512, of a model of 135 M parameters
+Work:  `equal`: 8 episodes of 512 ids, half of them learned from. `ragged`: 16 of 64 to 1,024, three quarters learned from.
+       `few`: 2 of 512, of a model of 135 M parameters
 Sides: dr_jax's update, Tunix's train step, a plain torch step; one process each, warmed up, taking turns. The large model is
        dr_jax's alone: it is held against the machine
 Out:   a table, `results/update_WORK.json` and `.png`; what padding and recomputation take is not counted as useful. `matmul` is

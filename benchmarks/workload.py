@@ -106,12 +106,12 @@ class Row:
 def update_work(name: str, vocab: int) -> list[Row]:
     """Return the rows of an update benchmark.
 
-    `equal`: 16 rows of 512, of which 256 are prompt. `few`: 4 of them, for large models. `ragged`: 32 rows of 64 to 1,024,
+    `equal`: 8 rows of 512, of which 256 are prompt. `few`: 2 of them, for large models. `ragged`: 16 rows of 64 to 1,024,
     log-uniform, of which a quarter is prompt.
     """
     rng = np.random.default_rng(SEED + 1)
-    same = {"equal": 16, "few": 4}
-    lengths = [512] * same[name] if name in same else [int(one) for one in np.exp(rng.uniform(np.log(64), np.log(1024), 32))]
+    same = {"equal": 8, "few": 2}
+    lengths = [512] * same[name] if name in same else [int(one) for one in np.exp(rng.uniform(np.log(64), np.log(1024), 16))]
     return [
         Row(
             tuple(int(one) for one in rng.integers(SPECIAL, vocab, length)),

@@ -49,7 +49,7 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     sizes = sizes_of(model, 1024)
     episodes = [episode(number, row, -float(np.log(model.vocab))) for number, row in enumerate(rows)]
     # One long row at a time: attention leaves out what segments cannot see, so it costs what short rows cost.
-    shapes = BatchSettings(**{"rows": 1, "lengths": (512, 1024, 2048), **options.get("batch", {})})
+    shapes = BatchSettings(**{"rows": 1, "lengths": (256, 512, 1024, 2048), **options.get("batch", {})})
     optimizer = make_optimizer(
         OptimizerSettings(learning_rate=LEARNING_RATE), {name: spec.axes for name, spec in describe(sizes).items()}, steps=1000
     )
