@@ -41,6 +41,11 @@ class Calls:
         self._queued: _Queued | None = None
         self._landed: float | None = None  # when the device was left without work, while there was some
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a call was queued and not read."""
+        return self._queued is not None
+
     def step(self) -> None:
         """Queue what comes next, then read what was queued before it.
 
