@@ -60,3 +60,7 @@ class WorldDownError(DrJaxError):
 
 class DeadlineError(DrJaxError):
     """Something was given a deadline and passed it."""
+
+
+class LostError(DrJaxError):
+    """Another process of the same run is gone, or cannot be reached."""

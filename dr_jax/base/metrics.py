@@ -3,6 +3,7 @@
 In:    `add("web/bytes", n)`, `observe("web/search_s", seconds)`, `with timed(metrics, "engine/prefill_s")`
 Out:   `drain()`: one flat dict for one step; sums for counts, mean/p50/p95/max and n for observations
        `snapshot()`: the same as it was collected, for a process that counts without end and is looked at from outside
+       `sent()` and `absorb(...)`: the same as JSON values, to be drained with those of another process
 Safe:  from any thread
 """
 
@@ -14,9 +15,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+_SENT = 64  # observations of a name that another process is sent
 _KEPT = 4096  # observations kept per name between two drains: enough for a p95, bounded whatever the run does
 
 
@@ -40,6 +43,7 @@ class Metrics:
         self._seen: dict[str, list[float]] = defaultdict(list)
         self._total: dict[str, int] = defaultdict(int)
         self._sum: dict[str, float] = defaultdict(float)
+        self._others: dict[str, list[float]] = defaultdict(list)
 
     def add(self, name: str, amount: float = 1.0) -> None:
         """Add to a count that starts at zero after every drain."""
@@ -68,7 +72,10 @@ class Metrics:
         with self._lock:
             peaks = {f"{name}_max": value for name, value in self._peaks.items()}
             out: dict[str, float] = {**self._counts, **self._gauges, **peaks}
+            for name, others in self._others.items():
+                out[name] = float(np.mean([*others, *([self._gauges[name]] if name in self._gauges else [])]))
             self._peaks.clear()
+            self._others.clear()
             for name, kept in self._seen.items():
                 values = np.asarray(kept)
                 out[f"{name}_mean"] = float(values.mean())
@@ -82,11 +89,40 @@ class Metrics:
             self._sum.clear()
             return out
 
+    def sent(self) -> dict[str, Any]:
+        """Return everything since the last drain as JSON values, and start again. Of many observations some are left out."""
+        with self._lock:
+            seen = {name: [_thinned(kept), self._total[name], self._sum[name]] for name, kept in self._seen.items()}
+            out = {"counts": dict(self._counts), "gauges": dict(self._gauges), "peaks": dict(self._peaks), "seen": seen}
+            for collected in (self._counts, self._peaks, self._seen, self._total, self._sum):
+                collected.clear()
+            return out
+
+    def absorb(self, sent: dict[str, Any]) -> None:
+        """Add what another process sent: counts are added up, gauges averaged, and the largest of both is the largest."""
+        with self._lock:
+            for name, amount in sent["counts"].items():
+                self._counts[name] += amount
+            for name, value in sent["gauges"].items():
+                self._others[name].append(value)
+            for name, value in sent["peaks"].items():
+                self._peaks[name] = max(value, self._peaks.get(name, value))
+            for name, (values, count, total) in sent["seen"].items():
+                self._seen[name] += values * max(1, round(min(count, _KEPT) / len(values)))
+                self._total[name] += count
+                self._sum[name] += total
+
     def snapshot(self) -> tuple[dict[str, float], dict[str, float], dict[str, Observed]]:
         """Return counts, gauges and observations since the last drain, and go on collecting."""
         with self._lock:
             seen = {name: Observed(tuple(kept), self._total[name], self._sum[name]) for name, kept in self._seen.items()}
             return dict(self._counts), dict(self._gauges), seen
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    """Return at most `_SENT` of the values, evenly from the smallest to the largest."""
+    places = np.linspace(0, len(values) - 1, min(len(values), _SENT)).round().astype(int)
+    return np.sort(values)[places].tolist()
 
 
 class Under(Metrics):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from dr_jax.base.errors import LostError
+from dr_jax.base.trace import redacted
 
 
 @contextmanager
@@ -21,6 +26,17 @@ def resumable() -> Iterator[None]:
     except (KeyboardInterrupt, asyncio.CancelledError):
         typer.echo("dr-jax: interrupted and saved; the same command with --resume goes on from here", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def bereaved() -> Iterator[None]:
+    """End at once when another process of the run is gone: JAX would wait for it at the exit, for minutes."""
+    try:
+        yield
+    except LostError as error:
+        typer.echo(redacted(f"dr-jax: {error}"), err=True)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 class Screen:

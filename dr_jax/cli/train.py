@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dr_jax.cli.progress import Screen, resumable
+from dr_jax.cli.progress import Screen, bereaved, resumable
 
 Config = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that replace the file's: key.sub=value.")]
@@ -32,20 +32,12 @@ def command(
     Writes runs/NAME/: config.json, metrics.jsonl, episodes.jsonl, checkpoints, model, curve.png, summary.json.
     """
     from dr_jax.base.config import read
-    from dr_jax.base.errors import ConfigError
+    from dr_jax.sharding import hosts
     from dr_jax.train.settings import Settings
 
     settings = read(Settings, config, overrides or [])
     if join:
-        from dr_jax.sharding import hosts
-
         hosts.join(join)
-        if hosts.count() > 1:
-            raise ConfigError(
-                f"{hosts.count()} processes came together, and the training loop runs on one",
-                needed="one process that has every device, such as a host with 8 GPUs or 4 to 8 TPU chips",
-                fix="use a slice of one host, and leave out --join",
-            )
     if dry_run:
         from dr_jax.train.plan import plan
 
@@ -55,8 +47,10 @@ def command(
 
     console = Console()
     screen = Screen(console, settings.steps, quiet=as_json)
-    with resumable():
+    with resumable(), bereaved():
         summary = asyncio.run(train(settings, resume=resume, told=screen))
+    if hosts.index():  # the first process tells
+        return
     if as_json:
         typer.echo(json.dumps(summary))
         return

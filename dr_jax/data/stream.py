@@ -3,7 +3,9 @@
 In:    a list of questions, or a function from epoch to questions (fresh worlds); a seed
 Out:   `next()`: one Draw; `mark_trained` and `give_back` say what became of it
 Holds: invariant 7: within an epoch every question is trained once. The state is sets of ids, not a position, so a
-       question that was in flight at a crash is drawn again, and one that was trained is not, whatever order they ended in
+       question that was in flight at a crash is drawn again, and one that was trained is not, whatever order they ended in.
+       Several streams share one order, each drawing every so manieth question; their states can be put together and shared
+       out again among another number of them
 """
 
 from __future__ import annotations
@@ -64,6 +66,29 @@ class _Epoch:
         return self.at >= len(self.order) and not self.in_flight and not self.returned
 
 
+class _State:
+    """What one stream remembered."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.seed, self.latest = state["seed"], int(state["latest"])
+        index, count = state.get("share", (0, 1))  # there was a single stream before there were several
+        self.share = (int(index), int(count))
+        self.epochs: dict[int, dict[str, Any]] = {int(number): dict(sets) for number, sets in state["epochs"].items()}
+
+    def in_flight(self, number: int) -> set[str]:
+        return set(self.epochs.get(number, {}).get("in_flight", ()))
+
+    def put_into(self, epoch: _Epoch, number: int, order: Sequence[str]) -> None:
+        """Tell an epoch what this stream did with those questions of it that now are the epoch's."""
+        if (sets := self.epochs.get(number)) is not None:
+            epoch.trained |= set(sets["trained"]) & set(epoch.by_id)
+            epoch.returned += [name for name in sets["returned"] if name in epoch.by_id]
+            epoch.failures |= {name: int(times) for name, times in sets["failures"].items()}
+        elif number <= self.latest:  # it was through with it
+            index, count = self.share
+            epoch.trained |= set(order[index::count]) & set(epoch.by_id)
+
+
 class Stream:
     """An endless order of questions.
 
@@ -71,14 +96,17 @@ class Stream:
         source: the questions, or a function that makes those of an epoch.
         seed: decides the order of every epoch.
         tries: how often a question that the world failed is drawn in one epoch before the epoch goes on without it.
+        share: which of the streams that share the order this is, from 0, and how many there are.
 
     Raises:
-        DataError: an epoch has no question, or two with one id.
+        DataError: an epoch has no question for this stream, or two with one id.
     """
 
-    def __init__(self, source: Sequence[Question] | Source, seed: int = 0, *, tries: int = 3) -> None:
+    def __init__(
+        self, source: Sequence[Question] | Source, seed: int = 0, *, tries: int = 3, share: tuple[int, int] = (0, 1)
+    ) -> None:
         self._source: Source = source if callable(source) else lambda _: source
-        self._seed = seed
+        self._seed, self._share = seed, share
         self._tries = tries
         self._open: dict[int, _Epoch] = {}
         self._latest = -1
@@ -150,6 +178,7 @@ class Stream:
         """Return where every question is, as JSON values."""
         return {
             "seed": self._seed,
+            "share": list(self._share),
             "latest": self._latest,
             "epochs": {
                 str(number): {
@@ -162,43 +191,65 @@ class Stream:
             },
         }
 
-    def restore(self, state: dict[str, Any], *, held: Iterable[str] = ()) -> None:
-        """Continue from a state.
+    def restore(self, *states: dict[str, Any], held: Iterable[str] = ()) -> list[str]:
+        """Continue from the states of all streams that shared the order; return which of `held` are this stream's.
 
         Args:
-            state: what `state` returned; questions in flight then are drawn again.
-            held: ids whose finished episodes were kept with the state: they stay in flight and are not drawn again.
+            states: what `state` returned on each; questions in flight then are drawn again.
+            held: ids whose finished episodes were kept with the states: they stay in flight and are not drawn again.
 
         Raises:
-            CheckpointError: the state is of another seed, or not a state.
+            CheckpointError: a state is of another seed, or not a state, or one of them is missing.
         """
         try:
-            seed, latest, saved = state["seed"], int(state["latest"]), dict(state["epochs"])
+            before = [_State(state) for state in states]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"The stream's state cannot be read: {error!r}", needed="what `state` returned") from error
-        if seed != self._seed:
+        for one in before:
+            if one.seed != self._seed:
+                raise CheckpointError(
+                    f"The checkpoint draws questions by seed {one.seed}, the config by {self._seed}",
+                    fix="resume with the same seed",
+                )
+        if sorted(one.share for one in before) != [(index, len(before)) for index in range(len(before))]:
             raise CheckpointError(
-                f"The checkpoint draws questions by seed {seed}, the config by {self._seed}", fix="resume with the same seed"
+                f"The states are of the shares {[one.share for one in before]}",
+                needed="one of each stream that shared the order",
             )
-        kept = Counter(held)  # a question may be out in two epochs at once
-        self._open = {}
-        for key, sets in saved.items():
-            epoch = self._build(int(key))
-            epoch.trained = set(sets["trained"]) & set(epoch.by_id)
-            epoch.in_flight = {name for name in sets["in_flight"] if kept[name] and name in epoch.by_id}
-            kept.subtract(epoch.in_flight)
-            epoch.returned = deque(name for name in sets["returned"] if name in epoch.by_id)
-            epoch.failures = {name: int(times) for name, times in sets["failures"].items()}
-            self._open[int(key)] = epoch
-        self._latest = latest
+        kept, own = Counter(held), Counter[str]()  # a question may be out in two epochs at once
+        self._open, self._latest = {}, max(one.latest for one in before)
+        first = min(min(one.epochs, default=one.latest + 1) for one in before)
+        for number in range(first, self._latest + 1):
+            epoch = self._build(number)
+            whole = [question.id for question in self._order(number)]
+            for one in before:
+                one.put_into(epoch, number, whole)
+            still = {name for one in before for name in one.in_flight(number) if kept[name]}
+            kept.subtract(still)
+            epoch.in_flight = still & set(epoch.by_id)
+            own.update(epoch.in_flight)
+            if not epoch.trained >= set(epoch.by_id):
+                self._open[number] = epoch
         if not self._open:
             self._begin()
+        return list(own.elements())
 
     def _begin(self) -> None:
         self._latest += 1
         self._open[self._latest] = self._build(self._latest)
 
     def _build(self, number: int) -> _Epoch:
+        index, count = self._share
+        own = self._order(number)[index::count]
+        if not own:
+            raise DataError(
+                f"Epoch {number} has fewer questions than there are processes, {count}",
+                needed="at least one for each",
+                fix="start fewer processes, or give more questions",
+            )
+        return _Epoch(own)
+
+    def _order(self, number: int) -> list[Question]:
         order = list(self._source(number))
         if not order:
             raise DataError(f"Epoch {number} has no question", needed="at least one", fix="check data.path and its filters")
@@ -207,7 +258,7 @@ class Stream:
             twice = next(question.id for question in order if question.id in seen or seen.add(question.id))  # type: ignore[func-returns-value]
             raise DataError(f"Two questions have the id {twice!r}", needed="ids that are unique over all question files")
         random.Random(f"{self._seed}/{number}").shuffle(order)
-        return _Epoch(order)
+        return order
 
     def _epoch_of(self, question_id: str) -> _Epoch:
         for _, epoch in sorted(self._open.items()):

@@ -131,11 +131,60 @@ def pack(
         CapacityError: a trajectory is longer than the longest row, or the rows do not fit the devices.
         ValueError: a group is not trainable, or a POLICY segment has nothing before it.
     """
+    return dealt(groups, settings, advantage=advantage, rows_multiple=rows_multiple, metrics=metrics).laid()
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """Trajectories in the rows of micro-batches, of one process or of the only one; not laid out yet.
+
+    Args:
+        rows: of a micro-batch.
+        plan: length and rows of each micro-batch, longest first.
+        total: what the weights of all tokens are to be divided by, as far as it is known here: trained tokens, or episodes.
+    """
+
+    rows: int
+    plan: tuple[tuple[int, list[list[_Piece]]], ...]
+    total: float
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the micro-batches."""
+        return [length for length, _ in self.plan]
+
+    def laid(self, lengths: Sequence[int] | None = None, total: float | None = None) -> tuple[Batch, ...]:
+        """Lay the rows out.
+
+        Args:
+            lengths: of the micro-batches of all processes, at least as many and as long as these; None is these.
+            total: of all processes; None is this one's.
+        """
+        lengths, total = self.lengths if lengths is None else lengths, self.total if total is None else total
+        padding = [(0, list[list[_Piece]]())] * (len(lengths) - len(self.plan))
+        return tuple(
+            _rectangle(rows, length, total) if rows else empty(self.rows, length)
+            for length, (_, rows) in zip(lengths, [*self.plan, *padding], strict=True)
+        )
+
+
+def dealt(
+    groups: Sequence[Group],
+    settings: BatchSettings,
+    *,
+    advantage: Advantage = standardized,
+    rows_multiple: int = 1,
+    metrics: Metrics | None = None,
+) -> Dealt:
+    """Deal the trajectories of all trainable episodes into rows; see `pack`.
+
+    With several processes each deals those of its own groups, which are all that its `advantage` is told.
+    """
     graded: list[tuple[Episode, float, tuple[float, ...]]] = []
     for group, values in zip(groups, episode_advantages(groups, advantage), strict=True):
         steps = step_advantages(group.trainable)
         graded += zip(group.trainable, (float(value) for value in values), steps, strict=True)
-    return _pack(graded, settings, rows_multiple, metrics or Metrics())
+    return _dealt_out(graded, settings, rows_multiple, metrics or Metrics())
 
 
 def pack_supervised(
@@ -146,7 +195,7 @@ def pack_supervised(
     Raises:
         CapacityError, ValueError: as `pack`.
     """
-    return _pack([(episode, 1.0, ()) for episode in episodes], settings, rows_multiple, metrics or Metrics())
+    return _dealt_out([(episode, 1.0, ()) for episode in episodes], settings, rows_multiple, metrics or Metrics()).laid()
 
 
 def empty(rows: int, length: int) -> Batch:
@@ -155,9 +204,9 @@ def empty(rows: int, length: int) -> Batch:
     return Batch(whole, whole, whole, real, real, whole - 1, whole > 0, real)
 
 
-def _pack(
+def _dealt_out(
     graded: Sequence[tuple[Episode, float, tuple[float, ...]]], settings: BatchSettings, rows_multiple: int, metrics: Metrics
-) -> tuple[Batch, ...]:
+) -> Dealt:
     if settings.rows % rows_multiple:
         raise CapacityError(
             f"batch.rows = {settings.rows} cannot be spread evenly over {rows_multiple} devices",
@@ -167,19 +216,19 @@ def _pack(
     pieces: list[_Piece] = []
     episodes = 0
     for episode, value, steps in graded:
-        found = _pieces(episode, value, steps, settings)
-        pieces += found
-        episodes += bool(found)
+        spoken = _pieces(episode, value, steps, settings)
+        pieces += spoken
+        episodes += bool(spoken)
     tokens, trained = sum(map(len, pieces)), sum(int(piece.trained.sum()) for piece in pieces)
     total = trained if settings.aggregation == "token_mean" else episodes
-    batches = tuple(_rectangle(rows, length, total) for length, rows in _rows(pieces, settings))
+    found = Dealt(settings.rows, tuple(_rows(pieces, settings)), total)
     metrics.add("batch/episodes", episodes)
     metrics.add("batch/trajectories", len(pieces))
     metrics.add("batch/tokens", tokens)
     metrics.add("batch/trained_tokens", trained)
-    metrics.add("batch/micro_batches", len(batches))
-    metrics.gauge("batch/occupancy", tokens / max(1, sum(batch.ids.size for batch in batches)))
-    return batches
+    metrics.add("batch/micro_batches", len(found.plan))
+    metrics.gauge("batch/occupancy", tokens / max(1, settings.rows * sum(found.lengths)))
+    return found
 
 
 def _pieces(episode: Episode, value: float, steps: tuple[float, ...], settings: BatchSettings) -> list[_Piece]:

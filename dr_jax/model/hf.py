@@ -80,10 +80,11 @@ def write(
         CheckpointError: there are weights in the directory already.
     """
     directory = Path(path)
-    if sorted(directory.glob("*.safetensors")):
-        raise CheckpointError(f"{directory} holds a model already", needed="a new or empty directory", fix="name another one")
     first = hosts.index() == 0
-    directory.mkdir(parents=True, exist_ok=True)
+    if first and sorted(directory.glob("*.safetensors")):
+        raise CheckpointError(f"{directory} holds a model already", needed="a new or empty directory", fix="name another one")
+    if first:
+        directory.mkdir(parents=True, exist_ok=True)
     shards = _shards(sizes, weights, max_shard_bytes)
     names: dict[str, str] = {}
     for number, plan in enumerate(shards, 1):

@@ -119,6 +119,14 @@ class Flights:
         while self._error is None and self._harvest.missing:
             self._changed.clear()
             await self._changed.wait()
+        return self.take_at_once(version)
+
+    def take_at_once(self, version: int) -> list[Group]:
+        """Return what there is, up to the groups of one update; see `take`.
+
+        Raises:
+            WorldDownError: as `take`.
+        """
         if self._error is not None:
             raise self._error
         taken = self._harvest.take()

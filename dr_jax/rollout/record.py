@@ -35,7 +35,7 @@ class EpisodeWriter:
     def __init__(self, path: Path, decode: Decode, *, keep_below: int | None = None) -> None:
         self._decode = decode
         if keep_below is not None and path.exists():
-            _cut(path, keep_below)
+            cut(path, keep_below)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if keep_below is None else 0)
         self._file = os.open(path, flags, 0o644)
         self._waiting = bytearray()
@@ -66,7 +66,7 @@ class EpisodeWriter:
             os.close(self._file)
 
 
-def _cut(path: Path, below: int) -> None:
+def cut(path: Path, below: int) -> None:
     """Leave out what was written of later steps, and half a line that a crash left."""
     partial = path.with_suffix(".partial")
     with path.open("rb") as old, partial.open("wb") as new:

@@ -1,14 +1,15 @@
 """Start as one of several processes, and the few facts that they must agree on.
 
-In:    where the others are; small integers of this process, or an array spread over several
-Out:   everybody's integers, or the whole array in host memory
+In:    where the others are; small integers of this process, or an array spread over several; short texts under names
+Out:   everybody's integers, the whole array in host memory, or what another process wrote under a name
 Holds: with one process nothing is sent and nothing is waited for
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -75,6 +76,65 @@ def agree(values: Sequence[int]) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(mine))
+
+
+def write(name: str, text: str) -> None:
+    """Write a text where every process can read it: process 0 keeps it, whatever the devices are doing.
+
+    Raises:
+        ConnectionError: process 0 does not answer.
+    """
+    with _answering():
+        _client().key_value_set(name, text, allow_overwrite=True)
+
+
+def read(name: str, *, wait_s: float) -> str | None:
+    """Return what some process wrote under a name; None when nobody has within so many seconds.
+
+    Raises:
+        ConnectionError: process 0 does not answer.
+    """
+    with _answering():
+        return _client().blocking_key_value_get(name, int(1000 * wait_s))
+    return None
+
+
+def written(folder: str) -> dict[str, str]:
+    """Return all that is written below `folder/`, by what follows it.
+
+    Raises:
+        ConnectionError: process 0 does not answer.
+    """
+    with _answering():
+        return {name.removeprefix(f"{folder}/"): text for name, text in _client().key_value_dir_get(f"{folder}/")}
+    return {}
+
+
+def erase(name: str) -> None:
+    """Forget what was written under a name, so that process 0 does not keep it for ever.
+
+    Raises:
+        ConnectionError: process 0 does not answer.
+    """
+    with _answering():
+        _client().key_value_delete(name)
+
+
+def _client() -> Any:
+    """The connection to process 0. JAX has no public name for it; Orbax takes it from here, too."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Pass over what is not there; tell a lost connection from it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith(("DEADLINE_EXCEEDED", "NOT_FOUND")):
+            raise ConnectionError(" ".join(str(error).split())[:300]) from error
 
 
 def whole(array: jax.Array | np.ndarray) -> np.ndarray:

@@ -74,6 +74,7 @@ def load_actor(settings: Settings, metrics: Metrics) -> Actor:
     else:
         sizes, weights = load(settings.model.load, mesh=mesh, dtype=jnp.float32, seed=settings.seed)
     refuse_foreign_tokenizer(chat, sizes, "model.tokenizer")
+    placement = placement.suited(sizes)
     lent = hand_over(weights, sizes, settings.model.dtype, placement)
     engine = Engine(lent, sizes, settings.engine, mesh=placement.sampling, metrics=metrics)
     return Actor(sizes, weights, chat, engine, placement)
@@ -173,7 +174,7 @@ def refuse_contradictions(settings: Settings, chat: Chat, mesh: Mesh) -> None:
             needed="top_p = 1 and top_k = 0 for episodes that are trained on",
             fix="remove both; temperature may be changed",
         )
-    if rows % row_ways(mesh):
+    if rows % row_ways(mesh):  # which are as many for each process, so that each brings as many rows
         raise CapacityError(
             f"batch.rows = {rows} cannot be spread over the {row_ways(mesh)} devices of the mesh's data and fsdp axes",
             needed=f"a multiple of {row_ways(mesh)}",

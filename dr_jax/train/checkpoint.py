@@ -18,6 +18,7 @@ from etils import epath
 from dr_jax.base.errors import CheckpointError, ConfigError
 from dr_jax.base.trace import logger
 from dr_jax.learn.update import State
+from dr_jax.sharding import hosts
 
 _log = logger(__name__)
 
@@ -94,6 +95,8 @@ class Checkpoints:
             # Orbax, tensorstore and the file system each raise their own types for a damaged file.
             except Exception as error:  # noqa: BLE001
                 broken[step] = " ".join(str(error).split())[:200]
+            if not hosts.agree([step not in broken]).all():  # what one process cannot read, none goes on from
+                broken.setdefault(step, "another process cannot read it")
                 _log.warning(
                     "checkpoint %s cannot be read, trying the one before it (%s)", self._path / str(step), broken[step]
                 )
@@ -119,12 +122,13 @@ class Checkpoints:
                 )
 
     def _set_aside(self, steps: Iterable[int]) -> None:
-        for step in steps:
+        for step in steps if hosts.index() == 0 else ():
             aside = self._path / f"{step}.unreadable"
             if aside.exists():
                 aside.rmtree()
             (self._path / str(step)).rename(aside)
         if steps:
+            hosts.agree([0])  # the directories have their new names
             self._manager.reload()
 
     def wait(self) -> None:

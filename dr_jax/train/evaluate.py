@@ -1,7 +1,7 @@
 """Measure a policy on held-out questions.
 
-In:    questions, a way to run one episode
-Out:   Score: mean F1 and EM with intervals, by source; outcomes, tool calls; the episodes themselves
+In:    questions with an episode each
+Out:   Mark: what one of them came to; Score: mean F1 and EM with intervals, by source; outcomes, tool calls
 Counts: episodes that the world failed apart; they are neither right nor wrong
 """
 
@@ -16,6 +16,27 @@ from dr_jax.base.metrics import bootstrap_interval
 from dr_jax.data.question import Question
 from dr_jax.rewards.match import exact_match, f1
 from dr_jax.tokens.trajectory import Episode, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What an episode came to on its question.
+
+    Args:
+        source: of the question; "?" where it has none.
+        hops: of the question; 0 where that is not known.
+        f1: of the answer.
+        em: of the answer.
+        calls: of tools.
+        outcome: of the episode.
+    """
+
+    source: str
+    hops: int
+    f1: float
+    em: float
+    calls: int
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +75,31 @@ def score(questions: Sequence[Question], episodes: Sequence[Episode]) -> Score:
 
     Intervals are 95 % bootstrap intervals of the mean F1 over questions.
     """
-    pairs = list(zip(questions, episodes, strict=True))
+    return scored([mark(question, episode) for question, episode in zip(questions, episodes, strict=True)])
+
+
+def mark(question: Question, episode: Episode) -> Mark:
+    """Compare an episode's answer with those that are accepted."""
+    answer, accepted = episode.answer or "", question.answers
+    return Mark(
+        source=question.source or "?",
+        hops=question.hops or 0,
+        f1=f1(answer, accepted),
+        em=exact_match(answer, accepted),
+        calls=len(episode.tools),
+        outcome=episode.outcome.value,
+    )
+
+
+def scored(marks: Sequence[Mark]) -> Score:
+    """Put the marks of all questions together, in their order."""
     by_source, by_hops = defaultdict(list), defaultdict(list)
-    for question, episode in pairs:
-        by_source[question.source or "?"].append((question, episode))
-        if question.hops:
-            by_hops[f"{question.hops} hop{'s' if question.hops > 1 else ''}"].append((question, episode))
+    for one in marks:
+        by_source[one.source].append(one)
+        if one.hops:
+            by_hops[f"{one.hops} hop{'s' if one.hops > 1 else ''}"].append(one)
     return Score(
-        _row("all", pairs),
+        _row("all", marks),
         tuple(_row(name, rows) for name, rows in sorted(by_source.items())),
         tuple(_row(name, rows) for name, rows in sorted(by_hops.items())),
     )
@@ -75,21 +113,19 @@ def figures(found: Mapping[str, Any]) -> dict[str, float]:
     return {**{f"eval/{name}": float(found[name]) for name in names}, **parts}
 
 
-def _row(name: str, pairs: Sequence[tuple[Question, Episode]]) -> Row:
-    counted = [(question, episode) for question, episode in pairs if episode.outcome is not Outcome.WORLD_FAILED]
-    f1s = [f1(episode.answer or "", question.answers) for question, episode in counted]
-    ems = [exact_match(episode.answer or "", question.answers) for question, episode in counted]
-    calls = [len(episode.tools) for _, episode in counted]
+def _row(name: str, marks: Sequence[Mark]) -> Row:
+    counted = [one for one in marks if one.outcome != Outcome.WORLD_FAILED.value]
+    f1s = [one.f1 for one in counted]
     n = max(len(counted), 1)
     return Row(
         source=name,
         n=len(counted),
         f1=sum(f1s) / n,
-        em=sum(ems) / n,
+        em=sum(one.em for one in counted) / n,
         ci95=bootstrap_interval(f1s) if f1s else (0.0, 1.0),
-        world_failed=len(pairs) - len(counted),
-        tool_calls=sum(calls) / n,
-        outcomes=dict(sorted(Counter(episode.outcome.value for _, episode in pairs).items())),
+        world_failed=len(marks) - len(counted),
+        tool_calls=sum(one.calls for one in counted) / n,
+        outcomes=dict(sorted(Counter(one.outcome for one in marks).items())),
     )
 
 

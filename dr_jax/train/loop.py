@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 from dr_jax.base.config import to_tree
@@ -20,16 +22,19 @@ from dr_jax.base.errors import MismatchError
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.base.trace import logger
 from dr_jax.learn.advantage import informative, named
-from dr_jax.learn.batch import pack
+from dr_jax.learn.batch import dealt
 from dr_jax.rollout.record import EpisodeWriter
 from dr_jax.sharding.place import place_rows
 from dr_jax.tokens.trajectory import Group
 from dr_jax.train import state as states
-from dr_jax.train.evaluate import figures, score
-from dr_jax.train.report import Report, write_json
+from dr_jax.train.evaluate import Mark, figures, mark, scored
+from dr_jax.train.lesson import joined
+from dr_jax.train.report import Report, Unwritten, write_json
 from dr_jax.train.run import Run, opened
 from dr_jax.train.settings import Settings
+from dr_jax.train.share import same
 from dr_jax.train.state import Progress
+from dr_jax.train.together import INTERRUPTED, Together, reason
 from dr_jax.train.trackers import refuse_missing
 
 _log = logger(__name__)
@@ -49,29 +54,41 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
         UserError: something that a person can change, before anything long starts.
         MismatchError: engine and trainer disagree; the weights are left and saved as they were before that update.
     """
-    _end_on_termination()
-    settings = states.dated(settings, resume=resume)
-    states.refuse_nothing(settings, resume=resume)
-    refuse_missing(settings.report)
-    async with opened(settings, Metrics(), told) as run:
-        directory = states.run_directory(settings, resume=resume)
-        run.write_to(directory, resume=resume)
-        done = states.restore(run) if resume else Progress()
+    together = Together(settings.processes)
+    _end_on_termination(together)
+    with together.watched():
+        settings = same(states.dated(settings, resume=resume), together)
+        states.refuse_nothing(settings, resume=resume)
+        refuse_missing(settings.report)
+        async with opened(settings, Metrics(), told, together) as run:
+            return await _train(run, settings, resume, told if together.first else _silent)
+
+
+async def _train(run: Run, settings: Settings, resume: bool, told: Told) -> dict[str, Any]:
+    """Open the books, go through the loop, and close them."""
+    first = run.together.first
+    if first:
+        states.run_directory(settings, resume=resume)
+    run.together.exchange(None)  # the others may share the disk
+    directory = states.run_directory(settings, resume=True)
+    run.write_to(directory, resume=resume)
+    done = states.restore(run) if resume else Progress()
+    below = done.step + 1
+    if first:
         write_json(directory / "config.json", to_tree(settings))
-        decode, below = run.actor.chat.tokenizer.decode, done.step + 1
-        with (
-            Report(directory, keep_below=below, also=settings.report) as report,
-            EpisodeWriter(directory / "episodes.jsonl", decode, keep_below=below if resume else None) as episodes,
-        ):
-            run.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
-            await _loop(run, done, report, episodes, told)
-            summary = {**_summary(settings, done), "metrics": run.metrics.drain()}  # of the last evaluation
-            report.summary(summary)
-        states.export(directory, run.actor.sizes, run.state.weights, run.actor.chat.tokenizer)
+    with (
+        Report(directory, keep_below=below, also=settings.report) if first else Unwritten() as report,
+        states.episode_writer(run, keep_below=below if resume else None) as episodes,
+    ):
+        run.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
+        await _loop(run, done, report, episodes, told)
+        summary = {**_summary(settings, done), "metrics": run.metrics.drain()}  # of the last evaluation
+        report.summary(summary)
+    states.export(directory, run.actor.sizes, run.state.weights, run.actor.chat.tokenizer, first=first)
     return summary
 
 
-async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWriter, told: Told) -> None:
+async def _loop(run: Run, done: Progress, report: Report | Unwritten, episodes: EpisodeWriter, told: Told) -> None:
     """Measure, update until the last step, measure again. However it ends, what was done is saved."""
     clock = time.perf_counter() - done.wall_s
     try:
@@ -97,6 +114,7 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
                     report.step(done.step, numbers)
                 told("step", done.step, numbers)
                 if run.settings.checkpoint.every and done.step % run.settings.checkpoint.every == 0:
+                    await _whole(asyncio.to_thread(run.together.exchange, None, states.host(run, done)))
                     states.save(run, done)
                 states.note(run, done)
         done.after = await _measure(run, done.step, told)
@@ -104,25 +122,28 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
     finally:
         done.wall_s = time.perf_counter() - clock
         states.note(run, done)
-        if done.step:
+        why = reason(sys.exception())
+        if await _whole(asyncio.to_thread(run.together.leave, why, states.host(run, done))) and done.step:
             states.save(run, done)
             told("saved", done.step, {"directory": str(run.directory)})
+    run.together.refuse_left()
 
 
 def learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float]:
     """One update: rewards minus siblings', rectangles, gradient, new weights."""
     settings, stats = run.settings, dict[str, float]()
+    run.together.ready()
     kept = informative(groups, run.metrics)
     advantage = named(settings.advantage)
-    batches = pack(kept, settings.batch, advantage=advantage, rows_multiple=run.rows_multiple, metrics=run.metrics)
+    own = dealt(kept, settings.batch, advantage=advantage, rows_multiple=run.rows_multiple, metrics=run.metrics)
+    batches, episodes = joined(run.together, own, groups, run.metrics)
     if batches:
-        placed = [place_rows(batch, run.actor.mesh) for batch in batches]
-        temperature = settings.episode.temperature
-        with run.alone(), timed(run.metrics, "update/s"):
+        with run.alone(), timed(run.metrics, "update/s"), run.together.bound():
+            placed = [place_rows(batch, run.actor.mesh) for batch in batches]
             run.state, stats = run.update(
                 run.state,
                 placed,
-                temperature=temperature,
+                temperature=settings.episode.temperature,
                 reference_weights=run.reference,
                 check=lambda found: refuse_mismatch(settings, done.step + 1, found),
             )
@@ -130,13 +151,16 @@ def learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float]
         _log.warning("update %d: every group was flat, so there is nothing to learn and the weights stay", done.step + 1)
     done.step += 1
     done.mismatch_max = max(done.mismatch_max, stats.get("update/mismatch_max", 0.0))
-    return {**states.summed(groups), **run.metrics.drain(), **stats}
+    return {**states.summed(episodes), **run.metrics.drain(), **stats}
 
 
 async def _measure(run: Run, step: int, told: Told) -> dict[str, Any]:
-    """Attempt every held-out question with the newest weights."""
-    episodes = await run.evaluate(run.held_out, lambda n: told("evaluating", n, {"count": len(run.held_out)}))
-    found = score(run.held_out, episodes).tree()
+    """Attempt every held-out question with the newest weights, each process those of its share."""
+    own = run.together.share(run.held_out)
+    episodes = await run.evaluate(own, lambda n: told("evaluating", n, {"count": len(own)}))
+    marks = [asdict(mark(question, episode)) for question, episode in zip(own, episodes, strict=True)]
+    shares = await _whole(asyncio.to_thread(run.together.exchange, marks))
+    found = scored([Mark(**one) for one in run.together.woven(shares)]).tree()
     told("eval", step, found)
     return found
 
@@ -171,11 +195,21 @@ async def _whole(work: Any) -> Any:
         return found
 
 
-def _end_on_termination() -> None:
-    """Let SIGTERM, which announces a preemption, end the run as Ctrl-C does: saved."""
-    task = asyncio.current_task()
+def _end_on_termination(together: Together) -> None:
+    """Let SIGTERM, which announces a preemption, end the run as Ctrl-C does: saved, on all processes."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def end() -> None:
+        task.cancel()
+        if not together.alone:
+            loop.run_in_executor(None, together.call_off, INTERRUPTED)
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+
+
+def _silent(phase: str, index: int, numbers: Mapping[str, Any]) -> None:
+    """Say nothing: another process does."""
 
 
 def _summary(settings: Settings, done: Progress) -> dict[str, Any]:

@@ -73,6 +73,25 @@ class Report:
         self._tell(lambda tracker: tracker.close(whole=kind is None))
 
 
+class Unwritten:
+    """What stands for the report on a process that does not write it: another one does."""
+
+    def step(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def measured(self, step: int, evaluation: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def summary(self, content: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> Unwritten:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Do nothing."""
+
+
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Read a run's metrics; a half-written last line is left out."""
     path = directory / "metrics.jsonl"

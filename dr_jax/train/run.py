@@ -35,6 +35,8 @@ from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.places import Place, Places, Speaker
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
+from dr_jax.train.share import own_share
+from dr_jax.train.together import HurriedError, Together
 
 Told = Callable[[str, int, dict[str, Any]], None]
 _TRIES = 3  # at a question of an evaluation
@@ -106,6 +108,7 @@ class Run(Stage):
 
     Args:
         train: the world that is trained in.
+        together: this process and the others.
         questions: to train on.
         held_out: to measure with.
         see `Stage` for the rest.
@@ -116,12 +119,14 @@ class Run(Stage):
         stage: Stage,
         stack: AsyncExitStack,
         train: Place,
+        together: Together,
         questions: Sequence[Question],
         held_out: Sequence[Question],
     ) -> None:
         super().__init__(stage.settings, stage.actor, stage.metrics, stack, stage.reading)
         self.budget, self.spending, self._places, self._endpoint = stage.budget, stage.spending, stage._places, stage._endpoint
-        settings, actor = self.settings, self.actor
+        actor, self.together = self.actor, together
+        self.settings = settings = own_share(stage.settings, self.together)
         self.held_out = list(held_out)
         self.questions = {question.id: question for question in questions}
         self.train, self.total = train, Total(settings.reward)
@@ -131,8 +136,8 @@ class Run(Stage):
         forward = through(actor.sizes, remat=settings.remat, compute_dtype=jnp.dtype(settings.model.dtype))
         self.update = make_update(forward, settings.loss, optimizer, self.state)
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
-        self.rows_multiple = row_ways(actor.mesh)
-        self.stream = Stream(list(questions), settings.seed)
+        self.rows_multiple = row_ways(actor.mesh) // self.together.count
+        self.stream = Stream(list(questions), settings.seed, share=(self.together.index, self.together.count))
         self.harvest = Harvest(settings.rollout.groups, self.metrics, at_once=settings.rollout.at_once)
 
     def write_to(self, directory: Path, *, resume: bool) -> None:
@@ -162,7 +167,8 @@ class Run(Stage):
     def adopt(self) -> None:
         """Hand the newest weights to the engine, unless it has them: an update without a lesson leaves them as they are."""
         if self.actor.engine.version != self.version:
-            lent = self.actor.lent(self.state.weights, self.settings.model.dtype)
+            with self.alone() if self.actor.placement.spread else nullcontext():
+                lent = jax.block_until_ready(self.actor.lent(self.state.weights, self.settings.model.dtype))
             self.actor.engine.adopt(lent, version=self.version)
 
     async def groups(self) -> AsyncGenerator[list[Group], None]:
@@ -170,7 +176,8 @@ class Run(Stage):
 
         Where the settings drain, each update's groups are started with the newest weights and all of them are awaited, in the
         order of the stream; in the place of those that the world failed, others are started. Otherwise groups stay in flight
-        across updates and go on while one is computed; see `rollout.flight`.
+        across updates and go on while one is computed; see `rollout.flight`. Where other processes have waited long enough for
+        this one's, there are fewer.
 
         Raises:
             WorldDownError: the world fails one group after another, or has been down for too long.
@@ -181,11 +188,14 @@ class Run(Stage):
                 for group in harvest.retire(self.version - settings.staleness):  # of a run that was stopped with another bound
                     self.stream.give_back(group.question_id, failed=False)
                     self.metrics.add("rollout/stale_groups")
-                while missing := harvest.missing:
-                    draws = [self.stream.next() for _ in range(missing)]
-                    async with aclosing(finished(draws, self._group, at_once=settings.at_once)) as ended:
-                        async for _, group in ended:
-                            harvest.add(group)
+                under_way = set[str]()
+                try:
+                    async with self.together.hurried():
+                        await self._drained(under_way)
+                except HurriedError:
+                    for question_id in under_way:
+                        self.stream.give_back(question_id, failed=False)
+                    self.metrics.add("rollout/hurried_groups", len(under_way))
                 harvest.waiting.sort(key=lambda group: self.stream.place(group.question_id))
                 yield harvest.take()
         flights = Flights(
@@ -199,7 +209,22 @@ class Run(Stage):
         )
         async with flights:
             while True:
-                yield await flights.take(self.version)
+                try:
+                    async with self.together.hurried():
+                        taken = await flights.take(self.version)
+                except HurriedError:
+                    taken = flights.take_at_once(self.version)
+                yield taken
+
+    async def _drained(self, under_way: set[str]) -> None:
+        """Run as many groups as are missing; the questions of those that have not ended are in `under_way`."""
+        while missing := self.harvest.missing:
+            draws = [self.stream.next() for _ in range(missing)]
+            under_way |= {draw.question.id for draw in draws}
+            async with aclosing(finished(draws, self._group, at_once=self.settings.rollout.at_once)) as ended:
+                async for draw, group in ended:
+                    under_way.discard(draw.question.id)
+                    self.harvest.add(group)
 
     def settle(self, groups: Sequence[Group]) -> None:
         """Tell the stream what became of these groups' questions: trained on, or to be drawn again."""
@@ -242,11 +267,11 @@ async def opened_stage(settings: Settings, metrics: Metrics, told: Told) -> Asyn
 
 
 @asynccontextmanager
-async def opened(settings: Settings, metrics: Metrics, told: Told) -> AsyncIterator[Run]:
+async def opened(settings: Settings, metrics: Metrics, told: Told, together: Together | None = None) -> AsyncIterator[Run]:
     """Open a run with all its parts; nothing is compiled or written yet."""
     async with opened_stage(settings, metrics, told) as (stage, stack):
         train, held_out_place = await stage.place("train"), await stage.place("eval")
         questions = training_questions(settings, train.drawn)
         held_out = eval_questions(settings, held_out_place.drawn, alone=False)
         refuse_overlap(questions, held_out)
-        yield Run(stage, stack, train, questions, held_out)
+        yield Run(stage, stack, train, together or Together(settings.processes), questions, held_out)

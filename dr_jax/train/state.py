@@ -2,6 +2,7 @@
 
 In:    the run's device state, its stream of questions, its finished but untrained groups
 Out:   checkpoints; beside them `progress.json`, the host's part alone, newer; `Progress`: where the run is, what it measured
+Holds: what several processes know is in one checkpoint, and may be gone on from by another number of them
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from dr_jax.base.trace import logger
 from dr_jax.model import hf
 from dr_jax.model.decoder import Weights
 from dr_jax.model.sizes import Sizes
+from dr_jax.rollout.record import EpisodeWriter, cut
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.tokens.trajectory import Episode, Group
@@ -57,16 +59,18 @@ class Progress:
 
 
 def save(run: Run, progress: Progress) -> None:
-    """Begin to write a checkpoint of this step."""
-    run.checkpoints.save(progress.step, run.state, _host(run, progress))
+    """Begin to write a checkpoint of this step, of what the processes have sent of themselves in the last round: see `host`."""
+    own = host(run, progress)
+    run.checkpoints.save(progress.step, run.state, {**own, "others": others} if (others := run.together.parcels()) else own)
 
 
 def note(run: Run, progress: Progress) -> None:
     """Write down what the host knows: what was spent and finished since the checkpoint of this step, too, must not be lost."""
-    write_json(run.directory / _NOTED, _host(run, progress), indent=None)
+    write_json(run.directory / numbered(_NOTED, run.together.index), host(run, progress), indent=None)
 
 
-def _host(run: Run, progress: Progress) -> dict[str, Any]:
+def host(run: Run, progress: Progress) -> dict[str, Any]:
+    """Return what this process knows and no device does, as JSON values."""
     return {
         "progress": asdict(progress),
         "stream": run.stream.state(),
@@ -77,28 +81,46 @@ def _host(run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def restore(run: Run) -> Progress:
-    """Put a run back where it was left: the weights of its newest readable checkpoint, or the first ones; and what the host
+    """Put a run back where it was left: the weights of its newest readable checkpoint, or the first ones; and what the hosts
     noted, if that is of the same step. What was spent stays spent, whatever step is gone back to.
     """
-    found, path = run.checkpoints.restore(run.state), run.directory / _NOTED
+    found, path = run.checkpoints.restore(run.state), run.directory / numbered(_NOTED, run.together.index)
     noted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    host = None
+    known: list[dict[str, Any]] = []
     if found is not None:
-        run.state, host = found
+        run.state, first = found
+        known = [first, *first.get("others", ())]
         run.adopt()
     else:
         _log.warning("there is no checkpoint in %s yet: starting with the first weights", run.directory)
-    if noted is not None and noted["progress"]["step"] == (host["progress"]["step"] if host else 0):
-        host = noted
-    spent = [one for one in (host, noted) if one is not None]
+    noteds = run.together.exchange(noted)
+    if _of_one_moment(noteds, known[0]["progress"]["step"] if known else 0):
+        known = noteds
+    spent = [one for one in (*known, *noteds) if one is not None]
     for budget, key in ((run.budget, "spent"), (run.spending, "read")):
-        for name in _host(run, Progress())[key]:
+        for name in host(run, Progress())[key]:
             setattr(budget, name, max((one[key][name] for one in spent), default=0))
-    if host is None:
-        return Progress(before=noted["progress"]["before"] if noted else None)
-    run.harvest.waiting[:] = _GROUPS.validate_python(host["waiting"])
-    run.stream.restore(host["stream"], held=[group.question_id for group in run.harvest.waiting])
-    return Progress(**host["progress"])
+    if not known:
+        return Progress(before=noteds[0]["progress"]["before"] if noteds[0] else None)
+    waiting = _GROUPS.validate_python([group for one in known for group in one["waiting"]])
+    own = Counter(run.stream.restore(*(one["stream"] for one in known), held=[group.question_id for group in waiting]))
+    for group in waiting:
+        if own[group.question_id]:
+            own.subtract([group.question_id])
+            run.harvest.waiting.append(group)
+    return Progress(**known[0]["progress"])
+
+
+def _of_one_moment(noteds: Sequence[dict[str, Any] | None], step: int) -> bool:
+    """Whether notes are those of all processes of an earlier session, after the same update."""
+    shares = [list(one["stream"].get("share", (0, 1))) for one in noteds if one is not None and one["progress"]["step"] == step]
+    return shares == [[index, len(noteds)] for index in range(len(noteds))]
+
+
+def numbered(name: str, index: int) -> str:
+    """Return the name of a process's own file: that of the first one has no number."""
+    stem, _, kind = name.rpartition(".")
+    return f"{stem}-{index}.{kind}" if index else name
 
 
 def dated(settings: Settings, *, resume: bool) -> Settings:
@@ -135,34 +157,59 @@ def run_directory(settings: Settings, *, resume: bool) -> Path:
     return directory
 
 
-def export(directory: Path, sizes: Sizes, weights: Weights, tokenizer: Tokenizer) -> Path:
-    """Write a policy to `model/` in Hugging Face format, in place of what an earlier session of the run wrote."""
+def episode_writer(run: Run, *, keep_below: int | None) -> EpisodeWriter:
+    """Open the file of this process's episodes; on resume, those of processes that are not there any more are cut as well."""
+    if run.together.first and keep_below is not None:
+        for path in run.directory.glob("episodes-*.jsonl"):
+            if path.stem.rpartition("-")[2].isdigit() and int(path.stem.rpartition("-")[2]) >= run.together.count:
+                cut(path, keep_below)
+    path = run.directory / numbered("episodes.jsonl", run.together.index)
+    return EpisodeWriter(path, run.actor.chat.tokenizer.decode, keep_below=keep_below)
+
+
+def export(directory: Path, sizes: Sizes, weights: Weights, tokenizer: Tokenizer, *, first: bool = True) -> Path:
+    """Write a policy to `model/` in Hugging Face format, in place of what an earlier session of the run wrote.
+
+    All processes must call it; the first one writes.
+    """
     model, partial = directory / "model", directory / "model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
     hf.write(partial, sizes, weights)
+    if not first:
+        return model
     vocabulary.save(tokenizer, partial)
     shutil.rmtree(model, ignore_errors=True)
     return partial.rename(model)
 
 
-def summed(groups: Sequence[Group]) -> dict[str, float]:
-    """Sum up the groups of one step in numbers worth plotting."""
-    episodes = [episode for group in groups for episode in group.episodes]
-    rewarded = [episode for episode in episodes if episode.trainable]
-    outcomes = Counter(episode.outcome.value for episode in episodes)
+def brief(episode: Episode) -> dict[str, Any]:
+    """Return what `summed` needs of an episode, as JSON values."""
     return {
-        "rollout/episodes": float(len(episodes)),
-        "rollout/reward": _mean([episode.reward for episode in rewarded]),
-        **{f"rollout/{part}": _mean([episode.rewards[part] for episode in rewarded]) for part in _parts(rewarded)},
-        "rollout/turns": _mean([len(episode.turns) for episode in rewarded]),
-        "rollout/tool_calls": _mean([len(episode.tools) for episode in rewarded]),
-        "rollout/tokens": _mean([sum(len(one) for one in episode.trajectories) for episode in rewarded]),
-        **{f"outcome/{name}": count / max(len(episodes), 1) for name, count in sorted(outcomes.items())},
+        "outcome": episode.outcome.value,
+        "rewarded": episode.trainable,
+        "reward": episode.reward if episode.trainable else 0.0,
+        "rewards": dict(episode.rewards),
+        "turns": len(episode.turns),
+        "calls": len(episode.tools),
+        "tokens": sum(len(one) for one in episode.trajectories),
     }
 
 
-def _parts(episodes: Sequence[Episode]) -> list[str]:
-    return sorted(set.intersection(*(set(episode.rewards) for episode in episodes))) if episodes else []
+def summed(episodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Sum up the episodes of one step, as `brief` tells them, in numbers worth plotting."""
+    rewarded = [episode for episode in episodes if episode["rewarded"]]
+    outcomes = Counter(episode["outcome"] for episode in episodes)
+    parts = sorted(set.intersection(*(set(episode["rewards"]) for episode in rewarded))) if rewarded else []
+    return {
+        "rollout/episodes": float(len(episodes)),
+        "rollout/reward": _mean([episode["reward"] for episode in rewarded]),
+        **{f"rollout/{part}": _mean([episode["rewards"][part] for episode in rewarded]) for part in parts},
+        "rollout/turns": _mean([episode["turns"] for episode in rewarded]),
+        "rollout/tool_calls": _mean([episode["calls"] for episode in rewarded]),
+        "rollout/tokens": _mean([episode["tokens"] for episode in rewarded]),
+        **{f"outcome/{name}": count / max(len(episodes), 1) for name, count in sorted(outcomes.items())},
+    }
 
 
 def _mean(values: Sequence[float]) -> float:
