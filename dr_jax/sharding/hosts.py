@@ -32,7 +32,7 @@ def join(where: str, *, timeout_s: int = 300) -> None:
     """
     arguments = {} if where == "auto" else _place(where)
     try:
-        jax.distributed.initialize(**arguments, initialization_timeout=timeout_s)
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout_s, shutdown_timeout_seconds=60)
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError
         raise ConfigError(
             f"The processes of {where} did not come together: {' '.join(str(error).split())[:300]}",

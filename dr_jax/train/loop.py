@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
 from typing import Any
 
 from dr_jax.base.config import to_tree
@@ -27,8 +26,8 @@ from dr_jax.rollout.record import EpisodeWriter
 from dr_jax.sharding.place import place_rows
 from dr_jax.tokens.trajectory import Group
 from dr_jax.train import state as states
-from dr_jax.train.evaluate import Mark, figures, mark, scored
-from dr_jax.train.lesson import joined
+from dr_jax.train.evaluate import figures, mark, scored
+from dr_jax.train.lesson import joined, measured
 from dr_jax.train.report import Report, Unwritten, write_json
 from dr_jax.train.run import Run, opened
 from dr_jax.train.settings import Settings
@@ -136,9 +135,9 @@ def learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float]
     kept = informative(groups, run.metrics)
     advantage = named(settings.advantage)
     own = dealt(kept, settings.batch, advantage=advantage, rows_multiple=run.rows_multiple, metrics=run.metrics)
-    batches, episodes = joined(run.together, own, groups, run.metrics)
+    batches, episodes = joined(run, own, groups)
     if batches:
-        with run.alone(), timed(run.metrics, "update/s"), run.together.bound():
+        with run.together.bound(), run.alone(), timed(run.metrics, "update/s"):
             placed = [place_rows(batch, run.actor.mesh) for batch in batches]
             run.state, stats = run.update(
                 run.state,
@@ -158,9 +157,8 @@ async def _measure(run: Run, step: int, told: Told) -> dict[str, Any]:
     """Attempt every held-out question with the newest weights, each process those of its share."""
     own = run.together.share(run.held_out)
     episodes = await run.evaluate(own, lambda n: told("evaluating", n, {"count": len(own)}))
-    marks = [asdict(mark(question, episode)) for question, episode in zip(own, episodes, strict=True)]
-    shares = await _whole(asyncio.to_thread(run.together.exchange, marks))
-    found = scored([Mark(**one) for one in run.together.woven(shares)]).tree()
+    marks = [mark(question, episode) for question, episode in zip(own, episodes, strict=True)]
+    found = scored(await _whole(asyncio.to_thread(measured, run, marks))).tree()
     told("eval", step, found)
     return found
 

@@ -32,6 +32,7 @@ from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.trajectory import Episode, Group, Outcome
 from dr_jax.train.actor import Actor, ReadingModel, load_actor, load_reading_model
 from dr_jax.train.checkpoint import Checkpoints
+from dr_jax.train.lesson import Purse
 from dr_jax.train.places import Place, Places, Speaker
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
@@ -127,6 +128,7 @@ class Run(Stage):
         self.budget, self.spending, self._places, self._endpoint = stage.budget, stage.spending, stage._places, stage._endpoint
         actor, self.together = self.actor, together
         self.settings = settings = own_share(stage.settings, self.together)
+        self.purse = Purse((self.budget, ("queries", "money")), (self.spending, ("calls", "tokens", "money")))
         self.held_out = list(held_out)
         self.questions = {question.id: question for question in questions}
         self.train, self.total = train, Total(settings.reward)
@@ -167,8 +169,10 @@ class Run(Stage):
     def adopt(self) -> None:
         """Hand the newest weights to the engine, unless it has them: an update without a lesson leaves them as they are."""
         if self.actor.engine.version != self.version:
-            with self.alone() if self.actor.placement.spread else nullcontext():
-                lent = jax.block_until_ready(self.actor.lent(self.state.weights, self.settings.model.dtype))
+            with self.together.bound(), nullcontext() if self.together.alone else self.alone():
+                lent = self.actor.lent(self.state.weights, self.settings.model.dtype)
+                if not self.together.alone:
+                    jax.block_until_ready(lent)
             self.actor.engine.adopt(lent, version=self.version)
 
     async def groups(self) -> AsyncGenerator[list[Group], None]:

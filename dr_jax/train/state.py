@@ -100,6 +100,7 @@ def restore(run: Run) -> Progress:
     for budget, key in ((run.budget, "spent"), (run.spending, "read")):
         for name in host(run, Progress())[key]:
             setattr(budget, name, max((one[key][name] for one in spent), default=0))
+    run.purse.start()
     if not known:
         return Progress(before=noteds[0]["progress"]["before"] if noteds[0] else None)
     waiting = _GROUPS.validate_python([group for one in known for group in one["waiting"]])

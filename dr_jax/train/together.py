@@ -141,9 +141,12 @@ class Together:
         Raises:
             LostError: a process is gone.
         """
-        if self.alone or self._broken or self._lost:
-            return self.alone
+        if self.alone:
+            return True
         self._leaving = True
+        if self._broken or self._lost:
+            self._await_culprit(why)
+            return False
         if why:
             self.call_off(why)
         while True:
@@ -151,6 +154,17 @@ class Together:
             self._left |= {process: one["left"] for process, one in enumerate(said) if one.get("left")}
             if all("left" in one for one in said):
                 return True
+
+    def _await_culprit(self, why: str) -> None:
+        """After a failure in what all do at once: find out whether another process is gone, or else tell the others."""
+        end = time.monotonic() + self._settings.lost_s + 5 * _BEAT_S
+        while not self._lost:
+            if time.monotonic() > end:
+                with suppress(ConnectionError):
+                    hosts.write(f"failed/{self.index}", why)
+                raise LostError(f"This process failed in what all do at once: {why}")
+            time.sleep(_BEAT_S)
+        raise LostError(self._lost)
 
     def call_off(self, why: str) -> None:
         """Tell the others to end what they are waiting for."""
@@ -233,9 +247,13 @@ class Together:
         threading.Thread(target=self._watch, name="dr_jax watch", daemon=True).start()
         try:
             yield
-        except (LeftError, asyncio.CancelledError) as error:
+        except BaseException as error:
+            if not self._leaving:  # it ends before the loop or outside of it
+                self.leave(reason(error))
             if self._lost:
                 raise LostError(self._lost) from error
+            if not isinstance(error, LeftError | asyncio.CancelledError):
+                raise
             process, why = self._ended_by() or (self.index, INTERRUPTED)
             if why != INTERRUPTED:
                 raise LeftError(process, why) from error
@@ -279,7 +297,7 @@ class Together:
             beat, now = beat + 1, time.monotonic()
             try:
                 hosts.write(f"beat/{self.index}", str(beat))
-                beats, off = hosts.written("beat"), hosts.written("off")
+                beats, off, failed = (hosts.written(folder) for folder in ("beat", "off", "failed"))
                 answered = now
             except ConnectionError as error:
                 if now - answered > self._settings.lost_s:
@@ -291,6 +309,8 @@ class Together:
                 for process, (before, _) in seen.items()
                 if (text := beats.get(str(process), "")) != before or text == "over"
             }
+            if failed:
+                return self._end("; ".join(f"process {process} failed: {why}" for process, why in failed.items()))
             silent = [process for process, (_, last) in seen.items() if now - last > self._settings.lost_s]
             if silent:
                 names = ", ".join(map(str, silent))
