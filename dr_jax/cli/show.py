@@ -32,11 +32,11 @@ def command(
     Green is what the policy wrote and is trained on; grey is what the world wrote and never is.
     """
     from dr_jax.base.errors import DataError
-    from dr_jax.rollout.record import read_episodes
+    from dr_jax.rollout.record import read_all_episodes
 
     if not (run / "episodes.jsonl").exists():
         raise DataError(f"There are no episodes in {run}", needed="a run's directory", fix="see `ls runs`")
-    rows = (row for row in read_episodes(run / "episodes.jsonl") if not outcome or row["outcome"] == outcome)
+    rows = (row for row in read_all_episodes(run) if not outcome or row["outcome"] == outcome)
     console = Console()
     if not episode:
         count, chosen = 0, deque[dict[str, Any]](maxlen=limit)

@@ -19,7 +19,7 @@ from typing import Any
 
 from dr_jax.base.errors import DataError
 from dr_jax.report.curves import PerUpdate, lines
-from dr_jax.report.episodes import Decode, Tail, brief, decoder, told
+from dr_jax.report.episodes import Decode, Tails, brief, decoder, told
 from dr_jax.train.report import read_metrics
 
 BLOCK = 32  # episodes that are compressed together: enough for a good ratio, few enough to be opened at once
@@ -28,9 +28,9 @@ _DIGITS = 6  # of a metric; the file has them all
 
 @dataclass(slots=True)
 class Known:
-    """What is remembered of an episode: its place in the file and its row of the index."""
+    """What is remembered of an episode: its place (file, start, length) and its row of the index."""
 
-    place: tuple[int, int]
+    place: tuple[str, int, int]
     row: list[Any]
 
 
@@ -54,7 +54,7 @@ class RunData:
         self.directory = directory
         self._tokenizer = tokenizer
         self._decode: Decode | None = None
-        self._tail = Tail(directory / "episodes.jsonl")
+        self._tails = Tails(directory)
         self.generation = 0
         self.episodes: list[Known] = []
         self._updates: dict[int, PerUpdate] = {}
@@ -65,16 +65,16 @@ class RunData:
         Raises:
             DataError: a line is no episode.
         """
-        for line in self._tail.new():
+        for name, line in self._tails.new():
             self._begin_anew()
-            self.episodes.append(Known((line.start, line.length), brief(line.row, self._tail.path)))
+            self.episodes.append(Known((name, line.start, line.length), brief(line.row, self.directory / name)))
             if isinstance(step := line.row.get("step"), int):
                 self._updates.setdefault(step, PerUpdate()).add(line.row)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        if self.generation != self._tail.generation:
-            self.generation, self.episodes, self._updates = self._tail.generation, [], {}
+        if self.generation != self._tails.generation:
+            self.generation, self.episodes, self._updates = self._tails.generation, [], {}
 
     def head(self) -> dict[str, Any]:
         """Return everything but the episodes themselves."""
@@ -110,7 +110,7 @@ class RunData:
     def whole(self, chosen: Sequence[Known]) -> Iterator[dict[str, Any]]:
         """Read chosen episodes again, each as the reader shows it."""
         decode = self._decoded()
-        for row in self._tail.whole([one.place for one in chosen]):
+        for row in self._tails.whole([one.place for one in chosen]):
             yield told(row, decode)
 
     def _decoded(self) -> Decode | None:

@@ -1,7 +1,7 @@
 """Read the episodes of a run as they are written: one short row each for lists, one whole for the reader.
 
-In:    `episodes.jsonl`, perhaps still growing
-Out:   `Tail.new()`: its whole lines so far, each with its place; `brief`: a row of the index; `told`: what the reader shows
+In:    `episodes.jsonl`, perhaps still growing, and `episodes-1.jsonl` … of a run of several processes
+Out:   `Tails.new()`: their whole lines so far, each with its place; `brief`: a row of the index; `told`: what the reader shows
 Holds: half a line is left for later; a file that was cut for a resumed run is read anew
 """
 
@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from dr_jax.base.errors import DataError
 from dr_jax.rewards.match import exact_match, f1
 from dr_jax.rewards.normalize import normalized
+from dr_jax.rollout.record import episode_files
 
 COLUMNS = (
     *("id", "step", "outcome", "reward", "f1", "calls", "errors", "tokens", "seconds"),
@@ -73,6 +74,10 @@ class Tail:
                 start, self._read, self._lines = self._read, self._read + len(line), self._lines + 1
                 yield Line(start, len(line), self._parsed(line))
 
+    def forget(self) -> None:
+        """Begin at the first line again."""
+        self._read = self._lines = 0
+
     def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
             row = json.loads(line)
@@ -88,6 +93,48 @@ class Tail:
             for start, length in places:
                 file.seek(start)
                 yield json.loads(file.read(length))
+
+
+class Tails:
+    """All files of episodes in a run's directory; more may come.
+
+    Args:
+        directory: the run's.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._tails: dict[str, Tail] = {}
+
+    @property
+    def generation(self) -> int:
+        """Of all files: another one when what was read before no longer stands."""
+        return sum(tail.generation for tail in self._tails.values())
+
+    def new(self) -> Iterator[tuple[str, Line]]:
+        """Read what was added since the last call, each line with its file's name; all anew when one of them was cut.
+
+        Raises:
+            DataError: a line is no JSON object.
+        """
+        for name in episode_files(self._directory):
+            self._tails.setdefault(name, Tail(self._directory / name))
+        known = -1
+        while known != self.generation:
+            if known >= 0:
+                for tail in self._tails.values():
+                    tail.forget()
+            known = self.generation
+            for name, tail in self._tails.items():
+                for line in tail.new():
+                    if known != self.generation:
+                        break
+                    yield name, line
+
+    def whole(self, places: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+        """Read episodes again by their places: file, start and length."""
+        for name, start, length in places:
+            yield from self._tails[name].whole([(start, length)])
 
 
 def brief(row: dict[str, Any], where: Path) -> list[Any]:

@@ -21,6 +21,7 @@ from aiohttp import web as server
 from dr_jax.base.errors import DataError, UserError
 from dr_jax.report import page
 from dr_jax.report.data import RunData, plain
+from dr_jax.rollout.record import episode_files
 
 _PORT = re.compile(r":\d+$")
 _HEADERS = {
@@ -29,7 +30,7 @@ _HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-_STATED = ("metrics.jsonl", "episodes.jsonl", "summary.json", "config.json")
+_STATED = ("metrics.jsonl", "summary.json", "config.json")
 Handler = Callable[[server.Request], Awaitable[server.StreamResponse]]
 
 
@@ -73,7 +74,7 @@ class Live:
     def _state(self) -> str:
         """Return a word that changes when the run has written something."""
         found = ["at"]
-        for name in _STATED:
+        for name in (*_STATED, *episode_files(self._run.directory)):
             with contextlib.suppress(FileNotFoundError):
                 stat = (self._run.directory / name).stat()
                 found.append(f"{stat.st_ino:x}.{stat.st_size:x}.{stat.st_mtime_ns:x}")

@@ -8,6 +8,7 @@ Holds: lines are written whole, a bounded number at a time; when the file is ope
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -111,6 +112,22 @@ def _segment(segment: Segment, decode: Decode) -> dict[str, Any]:
     if segment.logprobs:
         row |= {"logprobs": [round(value, 6) for value in segment.logprobs], "versions": list(segment.versions)}
     return row
+
+
+def episode_files(directory: Path) -> list[str]:
+    """Return the names of a run's files of episodes: `episodes.jsonl`, and one with a number of each further process."""
+    numbers = (path.stem.removeprefix("episodes-") for path in directory.glob("episodes-*.jsonl"))
+    return ["episodes.jsonl", *(f"episodes-{number}.jsonl" for number in sorted(filter(str.isdigit, numbers), key=int))]
+
+
+def read_all_episodes(directory: Path) -> Iterator[dict[str, Any]]:
+    """Read the episodes of all processes of a run, in the order of the updates.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = (read_episodes(directory / name) for name in episode_files(directory))
+    return heapq.merge(*files, key=lambda row: row.get("step", 0))
 
 
 def read_episodes(path: Path) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ from dr_jax.base.trace import logger
 from dr_jax.model import hf
 from dr_jax.model.decoder import Weights
 from dr_jax.model.sizes import Sizes
-from dr_jax.rollout.record import EpisodeWriter, cut
+from dr_jax.rollout.record import EpisodeWriter, cut, episode_files
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.tokens.trajectory import Episode, Group
@@ -161,9 +161,9 @@ def run_directory(settings: Settings, *, resume: bool) -> Path:
 def episode_writer(run: Run, *, keep_below: int | None) -> EpisodeWriter:
     """Open the file of this process's episodes; on resume, those of processes that are not there any more are cut as well."""
     if run.together.first and keep_below is not None:
-        for path in run.directory.glob("episodes-*.jsonl"):
-            if path.stem.rpartition("-")[2].isdigit() and int(path.stem.rpartition("-")[2]) >= run.together.count:
-                cut(path, keep_below)
+        still = {numbered("episodes.jsonl", index) for index in range(run.together.count)}
+        for name in set(episode_files(run.directory)) - still:
+            cut(run.directory / name, keep_below)
     path = run.directory / numbered("episodes.jsonl", run.together.index)
     return EpisodeWriter(path, run.actor.chat.tokenizer.decode, keep_below=keep_below)
 

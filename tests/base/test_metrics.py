@@ -1,3 +1,4 @@
+import json
 import logging
 
 import pytest
@@ -53,3 +54,25 @@ def test_a_second_part_counts_below_a_name_of_its_own() -> None:
     second.add("engine/tokens")
     assert second.drain()["reader/engine/tokens"] == 1
     assert metrics.drain() == {"reader/engine/waiting": 1}
+
+
+def test_what_another_process_counted_is_drained_with_what_this_one_did() -> None:
+    here, there = Metrics(), Metrics()
+    for metrics, amount in ((here, 2.0), (there, 3.0)):
+        metrics.add("pages", amount)
+        metrics.gauge("busy", amount)
+        metrics.observe("seconds", amount)
+    there.gauge("only/there", 5.0)
+    for value in range(1000):
+        there.observe("many", float(value))
+    sent = there.sent()
+    assert json.loads(json.dumps(sent)) == sent
+    assert "pages" not in there.drain()
+    here.absorb(sent)
+    found = here.drain()
+    assert (found["pages"], found["busy"], found["busy_max"], found["only/there"]) == (5.0, 2.5, 3.0, 5.0)
+    assert (found["seconds_mean"], found["seconds_n"], found["seconds_max"]) == (2.5, 2.0, 3.0)
+    assert found["many_n"] == 1000
+    assert found["many_max"] == 999.0
+    assert found["many_p50"] == pytest.approx(499.5, abs=10)
+    assert here.drain() == {"busy": 2.0}

@@ -159,3 +159,60 @@ def test_a_state_of_another_seed_or_shape_is_refused() -> None:
 def test_drawing_takes_no_longer_when_many_were_trained() -> None:
     stream = Stream(questions(20_000))
     assert len(set(ids(stream, 20_000))) == 20_000
+
+
+def shared(count: int, streams: int, seed: int = 0) -> list[Stream]:
+    return [Stream(questions(count), seed, share=(index, streams)) for index in range(streams)]
+
+
+def test_streams_that_share_an_order_draw_every_question_once_and_together_what_one_would() -> None:
+    whole = ids(Stream(questions(12), 3), 12)
+    first, second = (ids(one, 6) for one in shared(12, 2, seed=3))
+    assert [first[0], second[0], first[1], second[1]] == whole[:4]
+    assert sorted(first + second) == sorted(whole)
+    with pytest.raises(DataError, match="Epoch 0 has fewer questions than there are processes, 3"):
+        shared(2, 3)
+
+
+def test_a_state_of_one_of_them_alone_is_refused() -> None:
+    one, other = shared(4, 2)
+    with pytest.raises(CheckpointError, match=r"of the shares \[\(0, 2\)\]. Needed: one of each stream"):
+        one.restore(one.state())
+    with pytest.raises(CheckpointError, match="one of each stream"):
+        one.restore(other.state(), other.state())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(1, 4), st.integers(1, 4), st.integers(4, 15))
+def test_7_another_number_of_streams_goes_on_with_what_is_not_trained_yet(
+    rng: random.Random, before: int, after: int, count: int
+) -> None:
+    """Each of the streams before trains a random part, and holds some finished and some not; the streams after do the rest."""
+    trained = Counter[tuple[int, str]]()
+
+    def train(stream: Stream, question_id: str) -> None:  # one that is out twice is trained for the older epoch first
+        trained[stream.place(question_id)[0], question_id] += 1
+        stream.mark_trained(question_id)
+
+    streams, held = shared(count, before), list[str]()
+    for stream in streams:
+        for _ in range(rng.randrange(2 * count // before)):
+            draw = stream.next()
+            fate = rng.choice(["trained", "held", "unfinished", "failed"])
+            if fate == "trained":
+                train(stream, draw.question.id)
+            elif fate == "held":
+                held.append(draw.question.id)
+            elif fate == "failed":
+                stream.give_back(draw.question.id, failed=False)
+    states = json.loads(json.dumps([stream.state() for stream in streams]))
+    streams, own = shared(count, after), list[str]()
+    for stream in streams:
+        mine = stream.restore(*states, held=held)
+        own += mine
+        for question_id in mine:
+            train(stream, question_id)
+        while stream.epoch < 3:
+            train(stream, stream.next().question.id)
+    assert sorted(own) == sorted(held), "a finished group was lost"
+    assert trained == Counter({(epoch, one.id): 1 for epoch in range(3) for one in questions(count)})

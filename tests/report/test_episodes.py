@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dr_jax.base.errors import DataError
-from dr_jax.report.episodes import COLUMNS, Tail, brief, compared, decoder, pieces, told
+from dr_jax.report.episodes import COLUMNS, Tail, Tails, brief, compared, decoder, pieces, told
 from dr_jax.rollout.record import EpisodeWriter, as_row
 from tests.report.runs import POLICY, attempt, decode, encode
 
@@ -36,6 +36,28 @@ def test_a_file_that_was_cut_for_a_resumed_run_is_told_anew(tmp_path: Path) -> N
         writer.write(*attempt(9, group=0, sibling=9, step=2), step=2)
     assert [line.row["id"] for line in tail.new()] == ["q0.1", "q0.9"]
     assert tail.generation == 1
+
+
+def test_the_files_of_several_processes_are_told_together_and_all_anew_when_one_was_cut(tmp_path: Path) -> None:
+    files = ["episodes.jsonl", "episodes-1.jsonl", "episodes-10.jsonl"]
+    for name in files:
+        (tmp_path / name).write_text(f'{{"id": "{name} a"}}\n{{"id": "{name} b"}}\n')
+    (tmp_path / "episodes-old.jsonl").write_text("{}\n")
+    tails = Tails(tmp_path)
+    told_ = list(tails.new())
+    assert [line.row["id"] for _, line in told_] == [f"{name} {one}" for name in files for one in "ab"]
+    assert [one["id"] for one in tails.whole([(name, line.start, line.length) for name, line in told_[3:1:-1]])] == [
+        "episodes-1.jsonl b",
+        "episodes-1.jsonl a",
+    ]
+    with (tmp_path / files[2]).open("a") as file:
+        file.write('{"id": "c"}\n')
+    assert [(name, line.row["id"]) for name, line in tails.new()] == [(files[2], "c")]
+    before = tails.generation
+    (tmp_path / files[1]).write_text('{"id": "d"}\n')
+    found = [(tails.generation, line.row["id"]) for _, line in tails.new()]
+    anew = [id_ for generation, id_ in found if generation > before]
+    assert anew == ["episodes.jsonl a", "episodes.jsonl b", "d", "episodes-10.jsonl a", "episodes-10.jsonl b", "c"]
 
 
 def test_places_lead_back_to_the_episodes(tmp_path: Path) -> None:

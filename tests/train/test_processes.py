@@ -110,6 +110,16 @@ async def test_7_who_is_killed_ends_the_others_and_another_number_goes_on(settin
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_a_run_of_eight_devices_goes_on_with_four_and_with_one(settings: Settings, tmp_path: Path) -> None:
+    for steps, devices, words in ((2, 8, ()), (4, 4, ("--resume",)), (6, 1, ("--resume",))):
+        one = start(changed(settings, run={"steps": steps}), 1, devices, *words)
+        assert one.ended(200) == [0], one.said(0)
+    await train(changed(settings, run={"steps": 6, "name": "whole"}), told=silent)
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "whole"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_notice_to_one_process_ends_all_of_them_saved(settings: Settings) -> None:
     long = changed(settings, run={"steps": 300}, checkpoint={"every": 0}, eval={"questions": 1})
