@@ -214,14 +214,15 @@ def test_packing_keeps_every_trained_token_exactly_once_in_order(told, lengths, 
 
 def test_processes_deal_their_own_rows_and_lay_them_out_alike():
     """Two processes with a row each make the batch that one with two rows makes, and divide by the tokens of both."""
-    near = group(episode("wwpp", reward=1, first_id=10), episode("wp", reward=0, first_id=20))
+    near = group(episode("wp", reward=1, first_id=10), episode("wp", reward=0, first_id=20))
     far = group(episode("wwwwwwpp", reward=1, first_id=30), episode("wwp", reward=0, first_id=40))
     own = [dealt([one], BatchSettings(rows=1, lengths=(4, 8)), advantage=centered) for one in (near, far)]
-    assert [one.lengths for one in own] == [[8], [8, 4]]
-    assert [one.total for one in own] == [3, 3]
-    laid = [one.laid([8, 4], 6) for one in own]
+    assert [one.lengths for one in own] == [[4], [8, 4]]
+    assert [one.total for one in own] == [2, 3]
+    laid = [one.laid([8, 4], 5) for one in own]
     assert [[batch.ids.shape for batch in batches] for batches in laid] == [[(1, 8), (1, 4)]] * 2
     assert not laid[0][1].trained.any()
+    np.testing.assert_array_equal(laid[0][0].segments, [[1, 1, 2, 2, 0, 0, 0, 0]])
     np.testing.assert_array_equal(laid[0][1].segments, [[0, 0, 0, 0]])
     whole = pack([near, far], BatchSettings(rows=2, lengths=(4, 8)), advantage=centered)
     for name in ("weights", "advantages", "sampled_logprobs"):
