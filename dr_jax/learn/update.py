@@ -29,6 +29,7 @@ from dr_jax.model.attention import segment_attention
 from dr_jax.model.decoder import head, hidden_states
 from dr_jax.model.logprobs import token_logprobs
 from dr_jax.model.sizes import Sizes
+from dr_jax.model.stretches import rolled, stretched_attention, stretches
 
 Weights = dict[str, Array]
 PerToken = Float[Array, "B T"]
@@ -53,17 +54,16 @@ def through(sizes: Sizes, *, remat: bool = False, chunk: int = 1024, compute_dty
     """
 
     def forward(weights: Weights, batch: Batch, temperature: Float[Array, ""]) -> tuple[PerToken, PerToken]:
-        attend = segment_attention(batch.segments)
+        attend = segment_attention(batch.segments) if stretches() == 1 else stretched_attention(batch.segments)
         hidden_BTD, _ = hidden_states(
             weights, sizes, batch.ids, batch.positions, attend, remat=remat, compute_dtype=compute_dtype
         )
         # The hidden state at a token predicts the next one. What wraps around falls on a row's first token, never trained.
-        next_BT = jnp.roll(batch.ids, -1, axis=1)
-        asked_BT = jnp.roll(batch.trained, -1, axis=1)
+        next_BT, asked_BT = rolled(batch.ids, -1), rolled(batch.trained, -1)
         found = token_logprobs(
             hidden_BTD, head(weights, sizes), next_BT, temperature=temperature, chunk=chunk, asked_BT=asked_BT
         )
-        logprobs_BT, entropy_BT = (jnp.roll(values_BT, 1, axis=1) for values_BT in found)
+        logprobs_BT, entropy_BT = (rolled(values_BT, 1) for values_BT in found)
         return logprobs_BT, entropy_BT
 
     return forward

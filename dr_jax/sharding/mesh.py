@@ -1,12 +1,13 @@
-"""Arrange devices in a mesh of three axes.
+"""Arrange devices in a mesh of four axes.
 
 In:    `MeshSettings`, and the devices to use
-Out:   a `jax.sharding.Mesh` with axes data, fsdp and tensor
+Out:   a `jax.sharding.Mesh` with axes data, fsdp, tensor and sequence
 Fails: ConfigError that lists the meshes which these devices would make
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from jax.sharding import AxisType, Mesh
 
 from dr_jax.base.errors import ConfigError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,14 @@ class MeshSettings:
         data: copies of the weights; rows of a batch are split over them.
         fsdp: weights are split over it, and so are the rows; each layer's weights are gathered when they are used.
         tensor: heads, feed-forward channels and the vocabulary are split over it.
+        sequence: each row of a batch is cut into as many stretches, which lie on different devices: for rows that are too long
+            for one. Each layer's keys and values are gathered; weights are copied over it.
     """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    sequence: int = 1
 
     def __post_init__(self) -> None:
         if any(size < 1 and size != -1 for size in self.shape):
@@ -40,9 +44,9 @@ class MeshSettings:
             raise ValueError(f"the mesh {self.shape} leaves more than one axis open; at most one can be -1")
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, int, int, int]:
         """Sizes in the order of `AXES`."""
-        return (self.data, self.fsdp, self.tensor)
+        return (self.data, self.fsdp, self.tensor, self.sequence)
 
 
 def make_mesh(settings: MeshSettings | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -63,14 +67,20 @@ def make_mesh(settings: MeshSettings | None = None, devices: Sequence[jax.Device
         told = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, settings.shape, strict=True))
         raise ConfigError(
             f"The mesh {told} does not divide {len(devices)} {devices[0].platform} device(s)",
-            needed=f"sizes whose product is {len(devices)}, e.g. {_meshes_of(len(devices), settings.tensor)}",
-            fix="change mesh.data, mesh.fsdp or mesh.tensor",
+            needed=f"sizes whose product is {len(devices)}, e.g. {_meshes_of(len(devices), settings)}",
+            fix="change mesh.data, mesh.fsdp, mesh.tensor or mesh.sequence",
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def _meshes_of(count: int, tensor: int) -> str:
+def _meshes_of(count: int, near: MeshSettings) -> str:
+    """List meshes of so many devices: those whose tensor and sequence are nearest to what was wanted, few copies first."""
     divisors = [size for size in range(1, count + 1) if count % size == 0]
-    triples = [(data, count // data // t, t) for t in divisors for data in divisors if (count // t) % data == 0]
-    triples.sort(key=lambda triple: (abs(triple[2] - tensor), triple[0]))
-    return "; ".join(f"data {data}, fsdp {fsdp}, tensor {t}" for data, fsdp, t in triples[:4])
+    found = [
+        (data, count // data // tensor // sequence, tensor, sequence)
+        for tensor, sequence, data in itertools.product(divisors, repeat=3)
+        if count % (data * tensor * sequence) == 0
+    ]
+    found.sort(key=lambda mesh: (abs(mesh[2] - near.tensor) + abs(mesh[3] - near.sequence), mesh[0]))
+    told = (", ".join(f"{axis} {size}" for axis, size in zip(AXES, mesh, strict=True)) for mesh in found[:4])
+    return "; ".join(told)

@@ -32,7 +32,7 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {
-    "row": Rule(("data", "fsdp")),
+    "row": Rule(("sequence", "data", "fsdp")),  # stretches of rows, where there are several: see `model.stretches`
     "layer": Rule(),
     "width": Rule(("fsdp",)),
     "vocab": Rule(("tensor",), or_copy=True),  # tokenizers have odd sizes

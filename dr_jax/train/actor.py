@@ -174,6 +174,12 @@ def refuse_contradictions(settings: Settings, chat: Chat, mesh: Mesh) -> None:
             needed="top_p = 1 and top_k = 0 for episodes that are trained on",
             fix="remove both; temperature may be changed",
         )
+    if wrong := [length for length in settings.batch.lengths if length % mesh.shape["sequence"]]:
+        raise CapacityError(
+            f"batch.lengths has {wrong[0]}, which cannot be cut into mesh.sequence = {mesh.shape['sequence']} stretches",
+            needed=f"multiples of {mesh.shape['sequence']}",
+            fix="change batch.lengths or mesh.sequence",
+        )
     if rows % row_ways(mesh):  # which are as many for each process, so that each brings as many rows
         raise CapacityError(
             f"batch.rows = {rows} cannot be spread over the {row_ways(mesh)} devices of the mesh's data and fsdp axes",

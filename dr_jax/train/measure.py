@@ -75,7 +75,8 @@ def mismatch(settings: Settings, actor: Actor, episodes: Sequence[Episode]) -> f
     scored = make_score(forward)
     worst = 0.0
     for batch in pack_supervised(spoken, settings.batch, rows_multiple=row_ways(actor.mesh)):
-        logprobs_BT = jax.device_get(scored(actor.weights, place_rows(batch, actor.mesh), settings.eval.temperature))
-        gap_BT = np.abs(logprobs_BT - batch.sampled_logprobs)
-        worst = max(worst, float(np.max(gap_BT[batch.trained], initial=0.0)))
+        placed = place_rows(batch, actor.mesh)
+        logprobs_BT = scored(actor.weights, placed, settings.eval.temperature)
+        found_BT, sampled_BT, trained_BT = jax.device_get((logprobs_BT, placed.sampled_logprobs, placed.trained))
+        worst = max(worst, float(np.max(np.abs(found_BT - sampled_BT)[trained_BT], initial=0.0)))
     return worst

@@ -95,14 +95,14 @@ def _on_each_its_own(learning: Mesh) -> Placement:
             f"The mesh {dict(learning.shape)} does not fit {hosts.count()} processes with {told} devices: "
             "each brings rows of its own to a batch",
             needed="as many devices on each, and a mesh whose other axes lie inside of one process",
-            fix=f"set mesh.tensor to a number that divides {min(map(len, by_process))}",
+            fix=f"have mesh.tensor x mesh.sequence divide {min(map(len, by_process))}",
         )
     spread = np.array([one for own in by_process for one in own])
     return Placement(learning, _arranged(spread[: len(by_process[0])], 1), _arranged(spread, 1))
 
 
 def _arranged(devices: np.ndarray, tensor: int) -> Mesh:
-    return Mesh(devices.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(devices.reshape(-1, 1, tensor, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def hand_over(weights: Weights, sizes: Sizes, dtype: str, placement: Placement) -> Weights:

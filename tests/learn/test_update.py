@@ -189,9 +189,21 @@ def test_no_program_is_added_by_more_micro_batches_or_other_numbers(weights, dra
     assert not [name for name in compiled if "backend_compile" in name]
 
 
-@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
-def test_one_and_eight_devices_agree(weights, drawn, name):
-    mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
+EIGHT = MeshSettings(data=2, fsdp=2, tensor=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("adamw", EIGHT),
+        ("adamw", MeshSettings(fsdp=2, tensor=2, sequence=2)),
+        pytest.param("adamw", MeshSettings(data=2, fsdp=1, sequence=4), marks=pytest.mark.slow),
+        pytest.param("adamw", MeshSettings(fsdp=1, tensor=4, sequence=2), marks=pytest.mark.slow),  # more than key heads
+        pytest.param("muon", EIGHT, marks=pytest.mark.slow),
+    ],
+)
+def test_one_and_eight_devices_agree(weights, drawn, name, shape):
+    mesh = make_mesh(shape)
     placed = place_weights(weights, describe(SIZES), mesh)
     state = begin(placed, optimizer(name=name))
     update = make_update(FORWARD, GRPO, optimizer(name=name), state)

@@ -8,21 +8,27 @@ from dr_jax.sharding.mesh import MeshSettings, make_mesh
 
 def test_by_default_all_devices_share_the_weights() -> None:
     mesh = make_mesh()
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1, "sequence": 1}
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
 def test_the_open_axis_takes_what_is_left() -> None:
-    assert dict(make_mesh(MeshSettings(data=2, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert dict(make_mesh(MeshSettings(data=-1, fsdp=1)).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
-    assert dict(make_mesh(devices=jax.devices()[:3]).shape) == {"data": 1, "fsdp": 3, "tensor": 1}
+    assert dict(make_mesh(MeshSettings(data=2, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
+    assert dict(make_mesh(MeshSettings(data=-1, fsdp=1)).shape) == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert dict(make_mesh(devices=jax.devices()[:3]).shape) == {"data": 1, "fsdp": 3, "tensor": 1, "sequence": 1}
 
 
 def test_a_mesh_that_does_not_divide_lists_those_that_would() -> None:
-    with pytest.raises(ConfigError, match=r"tensor 3 does not divide 8 cpu.*Needed: .*data 1, fsdp 4, tensor 2"):
+    with pytest.raises(ConfigError, match=r"tensor 3 x sequence 1 does not divide 8 cpu.*Needed: .*data 1, fsdp 4, tensor 2"):
         make_mesh(MeshSettings(tensor=3))
     with pytest.raises(ConfigError, match=r"product is 8"):
         make_mesh(MeshSettings(data=2, fsdp=2, tensor=1))
+
+
+def test_a_mesh_with_stretches_of_rows() -> None:
+    assert dict(make_mesh(MeshSettings(tensor=2, sequence=2)).shape) == {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
+    with pytest.raises(ConfigError, match=r"sequence 3 does not divide 8.*data 1, fsdp 4, tensor 1, sequence 2.*mesh.sequence"):
+        make_mesh(MeshSettings(sequence=3))
 
 
 def test_settings_that_mean_nothing() -> None:

@@ -20,7 +20,7 @@ class Spec:
 
 def test_the_table() -> None:
     assert rules.spec(("layer", "width", "heads", "channels")) == PartitionSpec(None, ("fsdp",), ("tensor",), None)
-    assert rules.spec(("row",)) == PartitionSpec(("data", "fsdp"))
+    assert rules.spec(("row",)) == PartitionSpec(("sequence", "data", "fsdp"))
 
 
 def test_weights_lie_where_the_table_says() -> None:
@@ -52,6 +52,15 @@ def test_rows_are_split_and_scalars_copied() -> None:
     assert int(placed["count"]) == 5
     with pytest.raises(CapacityError, match=r"6 row\(s\) cannot be split over data x fsdp = 4"):
         place_rows(np.zeros((6, 3)), mesh)
+
+
+def test_long_rows_are_cut_into_stretches_that_lie_side_by_side() -> None:
+    mesh = make_mesh(MeshSettings(data=2, fsdp=1, tensor=2, sequence=2))
+    placed = place_rows(np.arange(16).reshape(2, 8), mesh)
+    np.testing.assert_array_equal(placed, [[0, 1, 2, 3], [8, 9, 10, 11], [4, 5, 6, 7], [12, 13, 14, 15]])
+    assert placed.sharding.shard_shape((4, 4)) == (1, 4)
+    with pytest.raises(CapacityError, match=r"shape \(2, 7\) cannot be cut into mesh.sequence = 2 stretches"):
+        place_rows(np.zeros((2, 7)), mesh)
 
 
 def test_activations_keep_their_rows_inside_a_mesh_and_nothing_happens_outside() -> None:
