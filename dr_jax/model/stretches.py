@@ -8,6 +8,7 @@ Holds: everything but attention takes a stretch for a row; keys and values of a 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,7 +57,7 @@ def stretched_attention(segments_BT: Int[Array, "B T"], *, block: int = 256) -> 
         heads = "tensor" if k_BTKC.shape[2] % mesh.shape["tensor"] == 0 else None
         apart = PartitionSpec(rows, None, heads, None)
         gather = jax.shard_map(
-            lambda *given: _own_stretch(*given, block),
+            partial(_own_stretch, block=block),
             in_specs=(apart, apart, apart, PartitionSpec(rows, None)),
             out_specs=apart,
             check_vma=False,  # with key heads that do not divide, devices along `tensor` compute the same
@@ -66,7 +67,7 @@ def stretched_attention(segments_BT: Int[Array, "B T"], *, block: int = 256) -> 
     return attend
 
 
-def _own_stretch(q_BTHC: Array, k_BTKC: Array, v_BTKC: Array, segments_BT: Array, block: int) -> Float[Array, "B T H C"]:
+def _own_stretch(q_BTHC: Array, k_BTKC: Array, v_BTKC: Array, segments_BT: Array, *, block: int) -> Float[Array, "B T H C"]:
     """Compute what the queries on this device gather from the keys of all stretches of their rows; U counts those."""
     k_BUKC, v_BUKC, segments_BU = (jax.lax.all_gather(x, "sequence", axis=1, tiled=True) for x in (k_BTKC, v_BTKC, segments_BT))
     rows, length, heads, channels = q_BTHC.shape
@@ -76,7 +77,6 @@ def _own_stretch(q_BTHC: Array, k_BTKC: Array, v_BTKC: Array, segments_BT: Array
     q_IBSKRC = q_BTHC.reshape(rows, -1, size, groups, heads // groups, channels).swapaxes(0, 1)
     segments_IBS = segments_BT.reshape(rows, -1, size).swapaxes(0, 1)
 
-    @jax.checkpoint
     def meet(given: tuple[Array, Array, Array]) -> Array:
         q_BSKRC, segments_BS, at = given
         scores = jnp.einsum("BSKRC,BUKC->BKRSU", q_BSKRC, k_BUKC, preferred_element_type=jnp.float32)
@@ -88,5 +88,5 @@ def _own_stretch(q_BTHC: Array, k_BTKC: Array, v_BTKC: Array, segments_BT: Array
         return jnp.einsum("BKRSU,BUKC->BSKRC", shares, v_BUKC, preferred_element_type=jnp.float32)
 
     numbers = jnp.arange(q_IBSKRC.shape[0], dtype=jnp.int32)
-    out_IBSKRC = jax.lax.map(meet, (q_IBSKRC, segments_IBS, numbers))
+    out_IBSKRC = jax.lax.map(jax.checkpoint(meet), (q_IBSKRC, segments_IBS, numbers))
     return out_IBSKRC.swapaxes(0, 1).reshape(q_BTHC.shape).astype(q_BTHC.dtype)
