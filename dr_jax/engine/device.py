@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dr_jax.base.errors import CheckpointError
+from dr_jax.engine.choice import Form, decoding
 from dr_jax.engine.paged import Tiles
 from dr_jax.engine.pages import SCRATCH
 from dr_jax.engine.request import Request
@@ -56,7 +57,7 @@ class Device:
         self._programs = programs(
             sizes,
             tokens_per_call=settings.tokens_per_call,
-            tiles=_tiles(settings, platform),
+            tiles=tiles(settings, sizes, platform, mesh),
             everywhere=everywhere,
         )
         self._pools = self._programs.empty_pools(settings.page_count, settings.page_size, settings.dtype)
@@ -154,8 +155,11 @@ def _draws(requests: Sequence[Request], count: int) -> Draws:
     return Draws(keys, indices, temperatures, ps, ks)
 
 
-def _tiles(settings: EngineSettings, platform: str) -> Tiles:
+def tiles(settings: EngineSettings, sizes: Sizes, platform: str, mesh: Mesh | None) -> Tiles:
+    """Choose how attention over pages is cut up, and with which kernel."""
     # On a CPU what is met at once should stay in its cache; elsewhere each step costs kernel launches.
     tokens, at_once = (128, 16) if platform == "cpu" else (512, 128)
     pages = min(max(tokens // settings.page_size, 1), settings.pages_per_request)
-    return Tiles(settings.block or pages * settings.page_size, at_once)
+    form = Form.of(settings, sizes, mesh.shape.get("tensor", 1) if mesh is not None else 1)
+    kernel = decoding(settings.attention, form, platform, mesh)
+    return Tiles(settings.block or pages * settings.page_size, at_once, kernel)

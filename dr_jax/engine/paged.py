@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dr_jax.engine.kernels import Decoding
 from dr_jax.engine.pages import SCRATCH
 from dr_jax.model.decoder import Attend
 
@@ -28,10 +29,12 @@ class Tiles(NamedTuple):
     Args:
         tokens: of a block of keys, a multiple of the page size.
         at_once: blocks that single queries meet in one step.
+        kernel: how single queries meet pages; None is plain JAX.
     """
 
     tokens: int
     at_once: int
+    kernel: Decoding | None = None
 
 
 class Pools(NamedTuple):
@@ -67,10 +70,9 @@ def paged_attention(
     has, all rows' blocks in one list (as in Flash-Decoding, Dao et al. 2023).
     """
     page_size = pools.k_LKPWC.shape[3]
-    single = positions_BQ.shape[1] == 1
-    items = (
-        _listed(jnp.where(valid_BQ[:, 0], positions_BQ[:, 0] + 1, 0), tables_BX.shape[1] * page_size, tiles) if single else None
-    )
+    single, kernel = positions_BQ.shape[1] == 1, tiles.kernel
+    lengths_B = jnp.where(valid_BQ[:, 0], positions_BQ[:, 0] + 1, 0)
+    items = _listed(lengths_B, tables_BX.shape[1] * page_size, tiles) if single and kernel is None else None
 
     def attend(
         cache: Pools,
@@ -83,6 +85,8 @@ def paged_attention(
         pages_BQ = jnp.where(valid_BQ, pages_BQ, SCRATCH)
         write = partial(_written, layer=layer, pages_BQ=pages_BQ, offsets_BQ=positions_BQ % page_size)
         pools = Pools(write(cache.k_LKPWC, k_BTKC), write(cache.v_LKPWC, v_BTKC))
+        if single and kernel is not None:  # where a row has no place, the kernel would gather what lies in its memory
+            return kernel(q_BTHC, pools, layer, tables_BX, jnp.maximum(lengths_B, 1)), pools
         if items is not None:
             return _met_each(q_BTHC, pools, layer, tables_BX, positions_BQ[:, 0], items, tiles), pools
         longest = jnp.max(jnp.where(valid_BQ, positions_BQ, 0)) + 1
@@ -90,6 +94,19 @@ def paged_attention(
         return _met(q_BTHC, pools, layer, tables_BX, positions_BQ, blocks, tiles.tokens), pools
 
     return attend
+
+
+def read_each(
+    q_B1HC: Float[Array, "B 1 H C"],
+    pools: Pools,
+    layer: Int[Array, ""],
+    tables_BX: Int[Array, "B X"],
+    positions_B: Int[Array, " B"],
+    tiles: Tiles,
+) -> Float[Array, "B 1 H C"]:
+    """Let single queries meet their rows' pages, up to and with their own positions, without writing anything."""
+    items = _listed(positions_B + 1, tables_BX.shape[1] * pools.k_LKPWC.shape[3], tiles)
+    return _met_each(q_B1HC, pools, layer, tables_BX, positions_B, items, tiles)
 
 
 def _written(pool_LKPWC: Array, new_BQKC: Array, *, layer: Array, pages_BQ: Array, offsets_BQ: Array) -> Array:
@@ -148,7 +165,7 @@ def _met(
 
 
 def _listed(lengths_B: Int[Array, " B"], most: int, tiles: Tiles) -> Items:
-    block, at_once = tiles
+    block, at_once, _ = tiles
     counts_B = (lengths_B + block - 1) // block
     ends_B = jnp.cumsum(counts_B)
     items_N = jnp.arange(-(-len(lengths_B) * -(-most // block) // at_once) * at_once, dtype=jnp.int32)
@@ -166,7 +183,7 @@ def _met_each(
     items: Items,
     tiles: Tiles,
 ) -> Float[Array, "B 1 H C"]:
-    (block, at_once), (rows, _, heads, channels) = tiles, q_B1HC.shape
+    (block, at_once, _), (rows, _, heads, channels) = tiles, q_B1HC.shape
     kv_heads, page_size = pools.k_LKPWC.shape[1], pools.k_LKPWC.shape[3]
     groups, wide, count = heads // kv_heads, block // page_size, len(items.rows_N)
     scaled = (q_B1HC.astype(jnp.float32) * channels**-0.5).astype(pools.k_LKPWC.dtype)

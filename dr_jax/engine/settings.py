@@ -27,6 +27,8 @@ class EngineSettings:
             programs take longer to compile.
         max_waiting: requests that run or are queued; further callers wait before they are queued.
         dtype: of keys and values.
+        attention: how single queries meet pages: `auto` is the faster of what this device has, tried at the start; `plain` is
+            JAX without kernels; `pallas` is the kernel of the platform. Where it cannot be used, `plain` is.
     """
 
     slots: int = 32
@@ -40,6 +42,7 @@ class EngineSettings:
     unrolled_layers: int = 8
     max_waiting: int = 4096
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["auto", "plain", "pallas"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("slots", "page_size", "max_context", "tokens_per_call", "prefill_width", "max_waiting"):

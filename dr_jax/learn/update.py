@@ -174,7 +174,7 @@ def make_update(
         optimizer: what turns a gradient into a step; it clips the gradient where that is wanted.
         state: an example of the states to come: sums of gradients lie where its weights lie.
     """
-    programs = _Programs(forward, loss, optimizer, state)
+    programs = Programs(forward, loss, optimizer, state)
     score = make_score(forward)
 
     def update(
@@ -215,7 +215,7 @@ def make_update(
     return update
 
 
-class _Programs:
+class Programs:
     """The compiled parts of an update; where their results lie is read off an example of the state."""
 
     def __init__(self, forward: Forward, loss: LossSettings, optimizer: optax.GradientTransformation, example: State) -> None:

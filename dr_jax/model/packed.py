@@ -8,8 +8,6 @@ Holds: `auto` takes what was fastest, on this device, at this shape, of all that
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -20,7 +18,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from dr_jax.base.trace import logger
+from dr_jax.model import trial
 from dr_jax.model.attention import segment_attention
 from dr_jax.model.decoder import Attend
 from dr_jax.model.kernels import KERNELS, Kernel
@@ -28,10 +26,6 @@ from dr_jax.sharding.rules import RULES
 
 How = Literal["auto", "plain", "splash", "triton", "cudnn"]
 OF_PLATFORM: dict[str, tuple[str, ...]] = {"tpu": ("splash",), "gpu": ("triton", "cudnn")}
-
-_log = logger(__name__)
-_ERROR = 0.02  # of the largest value; bfloat16 rounds to 0.004, a wrong mask is off by about 1
-_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,47 +100,24 @@ def _divisible(x_BTKC: Array, heads: int, ways: int) -> Array:
 @lru_cache(maxsize=64)
 def chosen(how: How, form: Form, platform: str) -> str:
     """Return the kernel to use at these shapes, or `plain`; kernels are tried where they can be run."""
-    candidates = OF_PLATFORM.get(platform, ()) if how == "auto" else (how,)
-    if how != "auto" and how not in OF_PLATFORM.get(platform, ()):
-        _say(f"attention {how!r} is not for {platform}: plain JAX attends instead")
-        return "plain"
+    candidates = OF_PLATFORM.get(platform, ())
+    if how != "auto":
+        if how not in candidates:
+            trial.say(f"attention {how!r} is not for {platform}")
+            return "plain"
+        candidates = (how,)
     if platform != jax.default_backend():
         return candidates[0]
-    # In a thread of its own: here, a program is being traced, maybe for one device of many.
-    with ThreadPoolExecutor(1) as pool:
-        seconds = pool.submit(timed, {name: KERNELS[name] for name in candidates}, form).result()
-    if how != "auto" or jax.process_count() > 1:  # processes must choose alike, whatever each of them measures
-        return next((name for name in candidates if name in seconds), "plain")
-    best = min(seconds, key=lambda name: seconds[name])
-    told = ", ".join(f"{name} {1e3 * each:.2f} ms" for name, each in seconds.items())
-    _log.info("attention of %s, forward and backward: %s; %s is used", form, told, best)
-    return best
-
-
-def timed(kernels: dict[str, Kernel], form: Form) -> dict[str, float]:
-    """Run kernels and plain JAX on one row of random numbers; return the seconds of those that agree with the latter."""
-    arguments = _arguments(form)
-    expected, seconds = _run(_plain, arguments)
-    found = {"plain": seconds}
-    for name, kernel in kernels.items():
-        try:
-            results, seconds = _run(kernel, arguments)
-        except Exception as error:  # noqa: BLE001  # whatever a kernel or its compiler does not like: there is another way
-            _say(f"attention {name!r} cannot be used for {form}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
-            continue
-        off = max(map(_error, results, expected))
-        if off < _ERROR:
-            found[name] = seconds
-        else:
-            _say(f"attention {name!r} is not used for {form}: it is off by {off:.2g} of the largest value")
-    return found
+    kernels = {name: partial(_with_gradients, KERNELS[name]) for name in candidates}
+    what = f"attention in packed rows {form}, forward and backward"
+    return trial.chosen(partial(_with_gradients, _plain), kernels, arguments(form), what, race=how == "auto")
 
 
 def _plain(q_BTHC: Array, k_BTKC: Array, v_BTKC: Array, segments_BT: Array) -> Array:
     return segment_attention(segments_BT)(None, jnp.int32(0), q_BTHC, k_BTKC, v_BTKC)[0]
 
 
-def _arguments(form: Form) -> tuple[np.ndarray, ...]:
+def arguments(form: Form) -> tuple[np.ndarray, ...]:
     """Draw one row of three segments and some padding, and what comes back from above."""
     _, length, heads, channels = form.shape
     rng = np.random.default_rng(0)
@@ -154,40 +125,13 @@ def _arguments(form: Form) -> tuple[np.ndarray, ...]:
         rng.standard_normal((1, length, count, channels), np.float32).astype(jnp.dtype(form.dtype))
         for count in (heads, form.kv_heads, form.kv_heads, heads)
     )
-    segments = 1 + np.minimum(np.arange(length) * 4 // length, 3)
+    segments = 1 + np.arange(length) * 4 // length
     segments[segments == 4] = 0
-    above[:, segments == 0] = 0
     return q, k, v, segments[None].astype(np.int32), above
 
 
-def _run(kernel: Kernel, arguments: tuple[np.ndarray, ...]) -> tuple[list[np.ndarray], float]:
-    """Return output and gradients where there is no padding, and the seconds of a run."""
-
-    def both(q: Array, k: Array, v: Array, segments: Array, above: Array) -> tuple[Array, ...]:
-        out, pull = jax.vjp(partial(_with_segments, kernel, segments), q, k, v)
-        real = (segments > 0)[:, :, None, None].astype(out.dtype)
-        return (out * real, *pull(above))
-
-    placed = jax.device_put(arguments, jax.local_devices()[0])
-    program = jax.jit(both)
-    results = jax.block_until_ready(program(*placed))
-    spent = []
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        jax.block_until_ready(program(*placed))
-        spent.append(time.perf_counter() - start)
-    return [np.asarray(result, np.float32) for result in results], min(spent)
-
-
-def _with_segments(kernel: Kernel, segments: Array, q: Array, k: Array, v: Array) -> Array:
-    return kernel(q, k, v, segments)
-
-
-def _error(found: np.ndarray, expected: np.ndarray) -> float:
-    off = np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-6)
-    return float(off) if np.isfinite(off) else float("inf")
-
-
-@lru_cache(maxsize=256)
-def _say(what: str) -> None:
-    _log.warning("%s", what)
+def _with_gradients(kernel: Kernel, q: Array, k: Array, v: Array, segments: Array, above: Array) -> tuple[Array, ...]:
+    """Return output and gradients; padding is left out of both."""
+    real = (segments > 0)[:, :, None, None].astype(q.dtype)
+    out, pull = jax.vjp(lambda q, k, v: kernel(q, k, v, segments) * real, q, k, v)
+    return (out, *pull(above))
