@@ -114,6 +114,6 @@ def _trial(kernel: str, form: Form) -> tuple[Any, dict[str, Any], tuple[np.ndarr
         return Decoding(kernel)(q, (k, v), jnp.int32(1), tables, lengths)
 
     def plain(q: Array, k: Array, v: Array, tables: Array, lengths: Array) -> Array:
-        return read_each(q, Pools(k, v), jnp.int32(1), tables, lengths - 1, Tiles(tokens, 128))
+        return read_each(q, Pools(k, v), jnp.int32(1), tables, lengths - 1, Tiles(tokens, 128, flat=False))
 
     return plain, {"pallas": met}, (q, k, v, tables, lengths)

@@ -162,4 +162,4 @@ def tiles(settings: EngineSettings, sizes: Sizes, platform: str, mesh: Mesh | No
     pages = min(max(tokens // settings.page_size, 1), settings.pages_per_request)
     form = Form.of(settings, sizes, mesh.shape.get("tensor", 1) if mesh is not None else 1)
     kernel = decoding(settings.attention, form, platform, mesh)
-    return Tiles(settings.block or pages * settings.page_size, at_once, kernel)
+    return Tiles(settings.block or pages * settings.page_size, at_once, kernel, flat=platform == "cpu")

@@ -30,11 +30,13 @@ class Tiles(NamedTuple):
         tokens: of a block of keys, a multiple of the page size.
         at_once: blocks that single queries meet in one step.
         kernel: how single queries meet pages; None is plain JAX.
+        flat: read a page as one stretch of numbers, which is quicker on a CPU; a TPU would copy the pools to lay them out so.
     """
 
     tokens: int
     at_once: int
     kernel: Decoding | None = None
+    flat: bool = True
 
 
 class Pools(NamedTuple):
@@ -91,7 +93,7 @@ def paged_attention(
             return _met_each(q_BTHC, pools, layer, tables_BX, positions_BQ[:, 0], items, tiles), pools
         longest = jnp.max(jnp.where(valid_BQ, positions_BQ, 0)) + 1
         blocks = (longest + tiles.tokens - 1) // tiles.tokens
-        return _met(q_BTHC, pools, layer, tables_BX, positions_BQ, blocks, tiles.tokens), pools
+        return _met(q_BTHC, pools, layer, tables_BX, positions_BQ, blocks, tiles), pools
 
     return attend
 
@@ -113,12 +115,12 @@ def _written(pool_LKPWC: Array, new_BQKC: Array, *, layer: Array, pages_BQ: Arra
     return pool_LKPWC.at[layer, :, pages_BQ, offsets_BQ].set(new_BQKC.astype(pool_LKPWC.dtype), mode="promise_in_bounds")
 
 
-def _read(pool_LKPWC: Array, layer: Int[Array, ""], pages_BX: Int[Array, "B X"]) -> Float[Array, "K B T C"]:
+def _read(pool_LKPWC: Array, layer: Int[Array, ""], pages_BX: Int[Array, "B X"], flat: bool) -> Float[Array, "K B T C"]:
     """Gather the pages of each row, T = X W tokens, one after the other."""
     kv_heads, channels = pool_LKPWC.shape[1], pool_LKPWC.shape[-1]
-    flat_LKPN = pool_LKPWC.reshape(*pool_LKPWC.shape[:3], -1)
-    take: Callable[[Array], Array] = lambda flat_LPN: flat_LPN.at[layer, pages_BX].get(mode="promise_in_bounds")  # noqa: E731
-    return jax.vmap(take, in_axes=1)(flat_LKPN).reshape(kv_heads, len(pages_BX), -1, channels)
+    pages_LKPN = pool_LKPWC.reshape(*pool_LKPWC.shape[:3], -1) if flat else pool_LKPWC
+    take: Callable[[Array], Array] = lambda pages_LPN: pages_LPN.at[layer, pages_BX].get(mode="promise_in_bounds")  # noqa: E731
+    return jax.vmap(take, in_axes=1)(pages_LKPN).reshape(kv_heads, len(pages_BX), -1, channels)
 
 
 def _met(
@@ -128,7 +130,7 @@ def _met(
     tables_BX: Int[Array, "B X"],
     positions_BQ: Int[Array, "B Q"],
     blocks: Int[Array, ""],
-    block: int,
+    tiles: Tiles,
 ) -> Float[Array, "B Q H C"]:
     rows, queries, heads, channels = q_BQHC.shape
     kv_heads, page_size = pools.k_LKPWC.shape[1], pools.k_LKPWC.shape[3]
@@ -138,7 +140,7 @@ def _met(
     q_KBRC = scaled.reshape(rows, queries, kv_heads, groups, channels).transpose(2, 0, 3, 1, 4)
     q_KBRC = q_KBRC.reshape(kv_heads, rows, groups * queries, channels)
     positions_BR = jnp.tile(positions_BQ, (1, groups))
-    wide = block // page_size
+    block, wide = tiles.tokens, tiles.tokens // page_size
     tables_BX = jnp.pad(tables_BX, ((0, 0), (0, -tables_BX.shape[1] % wide)))
 
     def meet(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -146,14 +148,14 @@ def _met(
         pages_BX = jax.lax.dynamic_slice_in_dim(tables_BX, index * wide, wide, axis=1)
         # Queries last: a CPU's vector units take maxima and sums of many queries at once, but not of many keys.
         scores = jnp.einsum(
-            "KBTC,KBRC->KBTR", _read(pools.k_LKPWC, layer, pages_BX), q_KBRC, preferred_element_type=jnp.float32
+            "KBTC,KBRC->KBTR", _read(pools.k_LKPWC, layer, pages_BX, tiles.flat), q_KBRC, preferred_element_type=jnp.float32
         )
         places_T = index * block + jnp.arange(block, dtype=jnp.int32)
         seen_BTR = places_T[None, :, None] <= positions_BR[:, None, :]
         scores = jnp.where(seen_BTR[None], scores, jnp.float32(_HIDDEN))
         best = jnp.maximum(best_KBR, scores.max(axis=2))
         weights, shrink = jnp.exp(scores - best[:, :, None]), jnp.exp(best_KBR - best)
-        values = _read(pools.v_LKPWC, layer, pages_BX)
+        values = _read(pools.v_LKPWC, layer, pages_BX, tiles.flat)
         out = jnp.einsum("KBTR,KBTC->KBRC", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         return best, total_KBR * shrink + weights.sum(axis=2), out_KBRC * shrink[..., None] + out
 
@@ -165,7 +167,7 @@ def _met(
 
 
 def _listed(lengths_B: Int[Array, " B"], most: int, tiles: Tiles) -> Items:
-    block, at_once, _ = tiles
+    block, at_once = tiles.tokens, tiles.at_once
     counts_B = (lengths_B + block - 1) // block
     ends_B = jnp.cumsum(counts_B)
     items_N = jnp.arange(-(-len(lengths_B) * -(-most // block) // at_once) * at_once, dtype=jnp.int32)
@@ -183,7 +185,7 @@ def _met_each(
     items: Items,
     tiles: Tiles,
 ) -> Float[Array, "B 1 H C"]:
-    (block, at_once, _), (rows, _, heads, channels) = tiles, q_B1HC.shape
+    (rows, _, heads, channels), block, at_once = q_B1HC.shape, tiles.tokens, tiles.at_once
     kv_heads, page_size = pools.k_LKPWC.shape[1], pools.k_LKPWC.shape[3]
     groups, wide, count = heads // kv_heads, block // page_size, len(items.rows_N)
     scaled = (q_B1HC.astype(jnp.float32) * channels**-0.5).astype(pools.k_LKPWC.dtype)
@@ -195,14 +197,14 @@ def _met_each(
         rows_M, blocks_M = (jax.lax.dynamic_slice_in_dim(one, start, at_once) for one in (items.rows_N, items.blocks_N))
         blocks_M = jnp.minimum(blocks_M, tables_BIX.shape[1] - 1)  # what comes after the last item
         pages_MX = tables_BIX[rows_M, blocks_M]
-        keys = _read(pools.k_LKPWC, layer, pages_MX)
+        keys = _read(pools.k_LKPWC, layer, pages_MX, tiles.flat)
         scores = jnp.einsum("KMGC,KMTC->KMGT", q_KBGC[:, rows_M], keys, preferred_element_type=jnp.float32)
         places_MT = blocks_M[:, None] * block + jnp.arange(block, dtype=jnp.int32)[None]
         seen_MT = places_MT <= positions_B[rows_M][:, None]
         scores = jnp.where(seen_MT[None, :, None, :], scores, jnp.float32(_HIDDEN))
         best_KMG = scores.max(axis=-1)
         weights = jnp.exp(scores - best_KMG[..., None])
-        values = _read(pools.v_LKPWC, layer, pages_MX)
+        values = _read(pools.v_LKPWC, layer, pages_MX, tiles.flat)
         out = jnp.einsum("KMGT,KMTC->KMGC", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         found = best_KMG, weights.sum(axis=-1), out
         return tuple(jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1) for old, new in zip(met, found, strict=True))

@@ -52,6 +52,19 @@ def test_each_device_meets_the_keys_of_its_own_queries(kernel: str, kv_heads: in
     np.testing.assert_allclose(meet(q_B1HC, pools, jnp.int32(1), TABLES, LENGTHS), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+def test_pages_are_read_alike_however_they_are_laid_out(queries: int) -> None:
+    _, pools = drawn(4, 2, 16)
+    keys = jax.random.split(jax.random.key(5), 3)
+    new = [jax.random.normal(key, (B, queries, heads, 16)) for key, heads in zip(keys, (4, 2, 2), strict=True)]
+    positions_BQ = LENGTHS[:, None] + jnp.arange(queries)[None]
+    found, expected = (
+        paged_attention(pools, TABLES, positions_BQ, positions_BQ >= 0, tiles)(pools, jnp.int32(1), *new)[0]
+        for tiles in (TILES._replace(flat=False), TILES)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_what_is_new_is_written_before_it_is_met_and_a_row_that_is_over_stays_finite() -> None:
     q_B1HC, pools = drawn(4, 2, 16)
     k_B1KC, v_B1KC = (jax.random.normal(jax.random.key(seed), (B, 1, 2, 16)) for seed in (3, 4))
