@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dr_jax.base.errors import CheckpointError
+from dr_jax.engine.capacity import refuse_too_large
 from dr_jax.engine.choice import Form, decoding
 from dr_jax.engine.paged import Tiles
 from dr_jax.engine.pages import SCRATCH
@@ -38,6 +39,9 @@ class Device:
         settings: capacities.
         mesh: None means where the weights lie.
         version: of the weights.
+
+    Raises:
+        CapacityError: the pools do not fit.
     """
 
     def __init__(self, weights: Weights, sizes: Sizes, settings: EngineSettings, mesh: Mesh | None, version: int) -> None:
@@ -60,6 +64,8 @@ class Device:
             tiles=tiles(settings, sizes, platform, mesh),
             everywhere=everywhere,
         )
+        ways = sizes.kv_heads // self._programs.pools.k_LKPWC.shard_shape((1, sizes.kv_heads, 1, 1, 1))[1]
+        refuse_too_large(settings, sizes, everywhere.addressable_devices, ways)
         self._pools = self._programs.empty_pools(settings.page_count, settings.page_size, settings.dtype)
 
     def fitted(self, weights: Weights) -> Laid:
