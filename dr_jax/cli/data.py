@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dr_jax.data.build import Told
     from dr_jax.data.filters.decision import Decision
     from dr_jax.data.question import Question
-    from dr_jax.data.recipe import Recipe
+    from dr_jax.train.recipe import BuildSettings
 
 app = typer.Typer(no_args_is_help=True, help="Build training sets, look into question files, ask what a model knows.")
 Form = Annotated[str, typer.Option("--format", help="Of the files; without it, it is recognised. `dr-jax data formats`.")]
@@ -40,9 +40,9 @@ def build(
     files give the same hashes. After an interruption the same command asks no model a second time.
     """
     from dr_jax.base.config import read
-    from dr_jax.data.recipe import Recipe
+    from dr_jax.train.recipe import BuildSettings
 
-    recipe = read(Recipe, config, [*(overrides or []), *([f"out={json.dumps(out)}"] if out else [])])
+    recipe = read(BuildSettings, config, [*(overrides or []), *([f"out={json.dumps(out)}"] if out else [])])
     console = Console(stderr=as_json)
     with _bars(console) as told:
         found = asyncio.run(_built(recipe, told))
@@ -171,10 +171,10 @@ def _show_probe(console: Console, model: str, found: list[tuple[Question, Decisi
     console.print(f"{len(known)} of {len(found)} questions would be dropped; {shown}", highlight=False)
 
 
-async def _built(recipe: Recipe, told: Told) -> dict[str, Any]:
+async def _built(recipe: BuildSettings, told: Told) -> dict[str, Any]:
     from dr_jax.data.build import build as built
 
-    if not (recipe.quality.on or recipe.contamination.on):
+    if not recipe.asks_models:
         return await built(recipe, told=told)
     from dr_jax.train.contamination import asked  # a model is asked: only now is JAX needed
 

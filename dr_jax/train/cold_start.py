@@ -33,6 +33,7 @@ from dr_jax.train.lessons import Place, ahead, lessons, make_vocabulary
 from dr_jax.train.report import Report
 from dr_jax.train.settings import Settings
 from dr_jax.train.state import export
+from dr_jax.train.trackers import refuse_missing
 
 _log = logger(__name__)
 
@@ -52,9 +53,10 @@ def cold_start(settings: Settings, directory: Path, *, resume: bool = False, pro
         The directory of the model.
 
     Raises:
-        ConfigError: there are too few demonstrations for the number of updates.
+        ConfigError: there are too few demonstrations for the number of updates, or a tracker is not installed.
         CheckpointError: `resume`, and there are checkpoints but none can be read.
     """
+    refuse_missing(settings.report)
     tokenizer = _tokenizer(settings, directory)
     sizes = dataclasses.replace(NAMED[settings.cold_start.size], vocab=tokenizer.vocab_size)
     axes = {name: spec.axes for name, spec in describe(sizes).items()}
@@ -73,9 +75,9 @@ def cold_start(settings: Settings, directory: Path, *, resume: bool = False, pro
             state, host = found
             place, step, earlier = Place(**host["place"]), host["step"], host["wall_s"]
             saved = step
-        report = Report(directory, keep_below=step + 1)
         try:
             with (
+                Report(directory, keep_below=step + 1, also=settings.report) as report,
                 _stop_after_update() as stopped,
                 closing(ahead(lessons(settings, Chat(tokenizer), row_ways(mesh), place))) as ready,
             ):

@@ -23,18 +23,18 @@ from dr_jax.data.build import Asked
 from dr_jax.data.filters.contamination import Contamination, ContaminationSettings
 from dr_jax.data.filters.decision import Decision
 from dr_jax.data.filters.journal import Journal, decided
+from dr_jax.data.filters.quality import Endpoint
 from dr_jax.data.question import Question
-from dr_jax.data.recipe import Recipe
 from dr_jax.rewards.normalize import normalized
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.policy import Policy, RequestKey, Sampled, Sampling
+from dr_jax.train.recipe import REPLY, BuildSettings, ServerJudge
 from dr_jax.train.run import opened_stage
 from dr_jax.train.settings import Settings
 
 Told = Callable[[str, int, int], None]
 
 _BY_HEART = "Answer the question from what you know, in a few words. If you are not sure, say what you think is most likely."
-_REPLY = "You follow instructions exactly and reply in the form that is asked for."
 
 
 class PolicySampler:
@@ -95,16 +95,16 @@ class PolicyEndpoint:
         self._times[name] += 1
         sampling = Sampling(self._max_new_tokens, 1.0 if times else 0.0, stop_ids=self._chat.stop_ids)
         key = RequestKey(self._seed, name, times, 0, "reply")
-        return _said(self._chat, await self._policy.sample(self._chat.open(_REPLY, prompt), sampling, key))
+        return _said(self._chat, await self._policy.sample(self._chat.open(REPLY, prompt), sampling, key))
 
 
 @asynccontextmanager
-async def asked(recipe: Recipe, told: Told) -> AsyncIterator[Asked]:
-    """Open the policies that a recipe's filters ask; one config is opened once.
+async def asked(recipe: BuildSettings, told: Told) -> AsyncIterator[Asked]:
+    """Open the policies and the server that a recipe's filters ask; one config is opened once.
 
     Raises:
-        ConfigError: a filter is on and names no policy.
-        UserError: as opening that policy does.
+        ConfigError: a filter is on and names nobody.
+        UserError: as opening that policy does; the server's key is not in the environment.
     """
     async with AsyncExitStack() as stack:
         open_ones: dict[str, _Opened] = {}
@@ -114,18 +114,22 @@ async def asked(recipe: Recipe, told: Told) -> AsyncIterator[Asked]:
                 raise ConfigError(
                     f"{name}.on = true, and {name}.policy names nobody to ask",
                     needed="a config with a model, such as configs/smollm2.toml",
-                    fix=f"set {name}.policy",
+                    fix=f"set {name}.policy{', or quality.endpoint for a server' if name == 'quality' else ''}",
                 )
             if config not in open_ones:
                 open_ones[config] = await _opened(stack, read(Settings, config), told)
             return open_ones[config]
 
-        judge = sampler = judged_by = sampled_from = None
-        if recipe.quality.on:
-            judged_by = await opened("quality", recipe.quality.policy)
-            judge = PolicyEndpoint(
-                judged_by.policy, judged_by.chat, max_new_tokens=recipe.quality.max_new_tokens, seed=judged_by.seed
-            )
+        judge: Endpoint | None = None
+        sampler = sampled_from = None
+        judge_name = ""
+        if recipe.quality.on and recipe.quality.endpoint.url:
+            judge = server = await stack.enter_async_context(ServerJudge(recipe.quality))
+            judge_name = server.name
+        elif recipe.quality.on:
+            by = await opened("quality", recipe.quality.policy)
+            judge = PolicyEndpoint(by.policy, by.chat, max_new_tokens=recipe.quality.max_new_tokens, seed=by.seed)
+            judge_name = by.name
         if recipe.contamination.on:
             sampled_from = await opened("contamination", recipe.contamination.policy)
             sampler = PolicySampler(sampled_from.policy, sampled_from.chat, recipe.contamination, seed=sampled_from.seed)
@@ -133,7 +137,7 @@ async def asked(recipe: Recipe, told: Told) -> AsyncIterator[Asked]:
             judge=judge,
             sampler=sampler,
             normal=normalized,
-            judge_name=judged_by.name if judged_by else "",
+            judge_name=judge_name,
             sampler_name=sampled_from.name if sampled_from else "",
         )
 

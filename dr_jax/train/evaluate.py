@@ -8,7 +8,7 @@ Counts: episodes that the world failed apart; they are neither right nor wrong
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,14 @@ def score(questions: Sequence[Question], episodes: Sequence[Episode]) -> Score:
         tuple(_row(name, rows) for name, rows in sorted(by_source.items())),
         tuple(_row(name, rows) for name, rows in sorted(by_hops.items())),
     )
+
+
+def figures(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is plotted of a score's tree, under `eval/`."""
+    names = ("f1", "em", "tool_calls", "world_failed")
+    groups = {**found["by_source"], **found["by_hops"]}
+    parts = {f"eval/f1_{name.replace(' ', '_')}": float(row["f1"]) for name, row in groups.items()} if len(groups) > 1 else {}
+    return {**{f"eval/{name}": float(found[name]) for name in names}, **parts}
 
 
 def _row(name: str, pairs: Sequence[tuple[Question, Episode]]) -> Row:

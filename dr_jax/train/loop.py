@@ -25,11 +25,12 @@ from dr_jax.rollout.record import EpisodeWriter
 from dr_jax.sharding.place import place_rows
 from dr_jax.tokens.trajectory import Group
 from dr_jax.train import state as states
-from dr_jax.train.evaluate import score
+from dr_jax.train.evaluate import figures, score
 from dr_jax.train.report import Report, write_json
 from dr_jax.train.run import Run, opened
 from dr_jax.train.settings import Settings
 from dr_jax.train.state import Progress
+from dr_jax.train.trackers import refuse_missing
 
 _log = logger(__name__)
 
@@ -51,19 +52,21 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
     _end_on_termination()
     settings = states.dated(settings, resume=resume)
     states.refuse_nothing(settings, resume=resume)
+    refuse_missing(settings.report)
     async with opened(settings, Metrics(), told) as run:
         directory = states.run_directory(settings, resume=resume)
         run.write_to(directory, resume=resume)
         done = states.restore(run) if resume else Progress()
-        run.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
         write_json(directory / "config.json", to_tree(settings))
-        report = Report(directory, keep_below=done.step + 1)
-        with EpisodeWriter(
-            directory / "episodes.jsonl", run.actor.chat.tokenizer.decode, keep_below=done.step + 1 if resume else None
-        ) as episodes:
+        decode, below = run.actor.chat.tokenizer.decode, done.step + 1
+        with (
+            Report(directory, keep_below=below, also=settings.report) as report,
+            EpisodeWriter(directory / "episodes.jsonl", decode, keep_below=below if resume else None) as episodes,
+        ):
+            run.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
             await _loop(run, done, report, episodes, told)
-        summary = {**_summary(settings, done), "metrics": run.metrics.drain()}  # of the last evaluation
-        report.summary(summary)
+            summary = {**_summary(settings, done), "metrics": run.metrics.drain()}  # of the last evaluation
+            report.summary(summary)
         states.export(directory, run.actor.sizes, run.state.weights, run.actor.chat.tokenizer)
     return summary
 
@@ -74,6 +77,7 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
     try:
         if done.before is None:
             done.before = await _measure(run, done.step, told)
+        report.measured(0, done.before)
         async with aclosing(run.groups()) as collected:
             while done.step < run.settings.steps:
                 groups = await anext(collected)  # host: words
@@ -85,7 +89,7 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
                 numbers["wall_s"] = done.wall_s = time.perf_counter() - clock
                 try:
                     if run.settings.eval.every and done.step % run.settings.eval.every == 0 and done.step < run.settings.steps:
-                        numbers["eval/f1"] = (await _measure(run, done.step, told))["f1"]
+                        numbers |= figures(await _measure(run, done.step, told))
                 finally:  # a row stands for every update that was made
                     report.step(done.step, numbers)
                 told("step", done.step, numbers)
@@ -93,6 +97,7 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
                     states.save(run, done)
                 states.note(run, done)
         done.after = await _measure(run, done.step, told)
+        report.measured(done.step, done.after)
     finally:
         done.wall_s = time.perf_counter() - clock
         states.note(run, done)

@@ -13,6 +13,7 @@ from dr_jax.engine.settings import memory_bytes
 from dr_jax.model.sizes import Sizes, parameter_count
 from dr_jax.train.actor import load_actor, load_reading_model
 from dr_jax.train.settings import Settings
+from dr_jax.train.trackers import refuse_missing
 
 _MB = 2**20
 
@@ -23,6 +24,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     Raises:
         UserError: as the run itself would.
     """
+    refuse_missing(settings.report)
     actor = load_actor(settings, Metrics())
     reading = load_reading_model(settings, actor, Metrics())
     sizes, rollout = actor.sizes, settings.rollout

@@ -1,44 +1,76 @@
 """Write what a run did where a person and a program will look for it.
 
 In:    one dict of numbers per step; evaluations before and after
-Out:   `metrics.jsonl` (one object a step), `summary.json`, `curve.png`
+Out:   `metrics.jsonl` (one object a step), `summary.json`, `curve.png`; the same for the trackers that are asked for
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from dr_jax.base.trace import redacted
+from dr_jax.base.trace import logger, redacted
+from dr_jax.train.evaluate import figures
+from dr_jax.train.trackers import ReportSettings, Tracker, opened
+
+_log = logger(__name__)
 
 
 class Report:
-    """The numbers of one run directory.
+    """The numbers of one run directory. A context manager, which closes what it tells them to.
 
     Args:
         directory: the run's directory; made when missing.
         keep_below: on resume, lines of steps at or above this one are dropped: they will be written again.
+        also: who is told them besides.
+
+    Raises:
+        ConfigError: a tracker is not installed, or lets nobody in.
     """
 
-    def __init__(self, directory: Path, *, keep_below: int = 0) -> None:
+    def __init__(self, directory: Path, *, keep_below: int = 0, also: ReportSettings | None = None) -> None:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(directory) if row["step"] < keep_below]
         self._path.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+        self._trackers = opened(also or ReportSettings(), directory, kept)
 
     def step(self, step: int, numbers: Mapping[str, float]) -> None:
         """Append one step's numbers."""
+        known = _finite(numbers)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line({"step": step, **numbers}))
+            file.write(_line({"step": step, **known}))
+        self._tell(lambda tracker: tracker.step(step, known))
+
+    def measured(self, step: int, evaluation: Mapping[str, Any]) -> None:
+        """Tell the trackers of an evaluation before the first update or after the last one; `summary` writes it down."""
+        self._tell(lambda tracker: tracker.step(step, figures(evaluation)))
 
     def summary(self, content: Mapping[str, Any]) -> None:
         """Write `summary.json` and draw `curve.png` from what stands in `metrics.jsonl`."""
         write_json(self._directory / "summary.json", content)
         draw_curve(read_metrics(self._directory), content.get("eval", {}), self._directory / "curve.png")
+        self._tell(lambda tracker: tracker.summary(content))
+
+    def _tell(self, tell: Callable[[Tracker], None]) -> None:
+        for tracker in tuple(self._trackers):
+            try:
+                tell(tracker)
+            # W&B raises whatever the connection to its own process does; a copy is not worth a run.
+            except Exception as error:  # noqa: BLE001
+                _log.warning("%s is told nothing more: %s: %s", type(tracker).__name__, type(error).__name__, error)
+                self._trackers.remove(tracker)
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._tell(lambda tracker: tracker.close(whole=kind is None))
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -62,10 +94,13 @@ def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 2
     partial.replace(path)
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
     # JSON has no NaN: a number that does not exist is left out rather than written as something else.
-    finite = {key: value for key, value in row.items() if not (isinstance(value, float) and not math.isfinite(value))}
-    return redacted(json.dumps(finite)) + "\n"
+    return {key: value for key, value in row.items() if not (isinstance(value, float) and not math.isfinite(value))}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return redacted(json.dumps(row)) + "\n"
 
 
 def draw_curve(rows: list[dict[str, Any]], evaluations: Mapping[str, Any], path: Path) -> None:

@@ -18,6 +18,7 @@ from dr_jax.rewards.total import RewardSettings
 from dr_jax.rollout.episode import EpisodeSettings
 from dr_jax.sharding.mesh import MeshSettings
 from dr_jax.train.demonstrate import Manners
+from dr_jax.train.trackers import ReportSettings
 from dr_jax.train.worlds import LittlewebSettings
 from dr_jax.web.settings import WebSettings
 
@@ -212,6 +213,7 @@ class Settings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
     cold_start: ColdStartSettings = field(default_factory=ColdStartSettings)
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -23,13 +22,7 @@ from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import TapeSettings
 
 PAGES = Path(__file__).parents[1] / "web" / "pages"
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command does to the log is undone, for the tests that read it."""
-    for name, value in (("handlers", []), ("propagate", True)):
-        monkeypatch.setattr(logging.getLogger("dr_jax"), name, value)
+pytestmark = pytest.mark.usefixtures("plain_log")
 
 
 def browse(*arguments: str) -> tuple[int, str, str]:

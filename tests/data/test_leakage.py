@@ -103,7 +103,10 @@ def test_the_index_finds_what_comparing_all_pairs_finds() -> None:
 
 
 def test_planted_leaks_are_found_and_little_else() -> None:
-    """10,000 questions, 250 of each way to repeat one of 2,000; 250 that differ in one name, one year, or what is asked."""
+    """10,000 questions, 250 of each way to repeat one of 2,000; 250 that differ in one name, one year, or what is asked.
+
+    `-s` shows recall and precision.
+    """
     made = planted()
     one = Leakage({"eval": made.held_out}, WordWeights(question.text for question in [*made.train, *made.held_out]))
     decisions = asyncio.run(one.decide(made.train))
@@ -115,11 +118,13 @@ def test_planted_leaks_are_found_and_little_else() -> None:
         elif decision.verdict is Verdict.DROPPED:
             wrong += 1
     recall = {way: found[way] / whole[way] for way in whole}
+    precision = sum(found.values()) / (sum(found.values()) + wrong)
+    print(f"recall {recall}, precision {precision:.4f} ({wrong} of {len(made.train):,} dropped wrongly)")
     assert len(made.train) == 10_000
     assert set(whole.values()) == {250}
     assert recall["exact"] == recall["cased"] == recall["punctuated"] == 1.0
     assert recall["near"] >= 0.95
-    assert sum(found.values()) / (sum(found.values()) + wrong) >= 0.95
+    assert precision >= 0.95
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -69,6 +69,7 @@ def test_the_package_is_asked_for_where_it_is_missing() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_prepared_set_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorflow", reason="a set is prepared with it")
     tfds = pytest.importorskip("tensorflow_datasets")
 
     class LittleQuestions(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc, name-defined]

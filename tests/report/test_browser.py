@@ -3,76 +3,20 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dr_jax.report import page as pages
 from dr_jax.report.data import RunData
 from dr_jax.report.live import watching
 from dr_jax.rollout.record import EpisodeWriter
 from dr_jax.train.report import Report
+from tests.chromium import NEEDED
+from tests.report.browser import QUICKEST, opened, write
 from tests.report.runs import HOSTILE, attempt, decode, make_run, numbers
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
-try:
-    from playwright.async_api import Page, async_playwright
-
-    WHY = "" if CHROMIUM else f"no Chromium on the PATH ({', '.join(NAMES)})"
-except ImportError:
-    WHY = "playwright is not installed (the extra `render`)"
-
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
-
-# The best of three: how long the page takes, not how long it waited for a busy machine.
-QUICKEST = """async ([selector, value, event]) => {
-  const control = document.querySelector(selector);
-  let least = Infinity;
-  for (const one of ['', value, '', value, '', value]) {
-    const start = performance.now();
-    control.value = one;
-    control.dispatchEvent(new Event(event, { bubbles: true }));
-    document.querySelector('#list').offsetHeight;
-    if (one) least = Math.min(least, performance.now() - start);
-    await new Promise(requestAnimationFrame);
-  }
-  return least;
-}"""
-
-
-@asynccontextmanager
-async def opened(address: str, **context: Any) -> AsyncIterator[tuple[Page, list[str]]]:
-    """A page, and whatever it complained of or asked anybody for."""
-    noticed: list[str] = []
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            page = await (await browser.new_context(**context)).new_page()
-            page.set_default_timeout(30_000)
-            page.on("console", lambda message: noticed.append(f"{message.type}: {message.text}"))
-            page.on("pageerror", lambda error: noticed.append(f"error: {error}"))
-            page.on("dialog", lambda dialog: noticed.append(f"dialog: {dialog.message}"))
-            page.on("request", lambda request: noticed.append(f"request: {request.url}"))
-            await page.goto(address)
-            await page.wait_for_selector("#loading", state="hidden")
-            assert noticed.pop(0) == f"request: {address.partition('#')[0]}"
-            yield page, noticed
-        finally:
-            await browser.close()
-
-
-def write(path: Path, *directories: Path) -> str:
-    runs = [RunData(directory) for directory in directories]
-    for run in runs:
-        run.follow()
-    pages.write(path, runs, limit=10_000)
-    return path.as_uri()
+pytestmark = NEEDED
 
 
 @pytest.fixture(scope="module")

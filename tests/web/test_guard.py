@@ -13,9 +13,9 @@ import pytest
 
 from dr_jax.web.guard import AllowedHost, Guard, GuardedResolver, RefusedAddressError, is_public
 from dr_jax.web.page import WebError
+from tests.chromium import NEEDED
 from tests.web.conftest import MakeFetcher, Site
 from tests.web.hostile import DEAD, DNS, HEADERS, LOOPBACK, NAMES, PAGES, PRIVATE, REDIRECTS, SITE, URLS
-from tests.web.test_render import WHY
 
 GUARD = Guard([AllowedHost("here", "127.0.0.1", 4711)])
 
@@ -176,7 +176,7 @@ def besieged(mode: str) -> dict[str, Any]:
 @pytest.mark.timeout(1300)
 @pytest.mark.parametrize(
     "mode",
-    ["off", pytest.param("always", marks=[pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)])],
+    ["off", pytest.param("always", marks=NEEDED)],
 )
 def test_nobody_is_reached_from_within_a_world_of_canaries(mode: str) -> None:
     """Every row of `hostile.py`, with real sockets, the system's resolver and a name server that changes its mind."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -18,23 +17,14 @@ from dr_jax.web.blocklist import BlockSettings
 from dr_jax.web.fetch import FetchSettings
 from dr_jax.web.guard import AllowedHost
 from dr_jax.web.page import Page, WebError
-from dr_jax.web.render import _NAMES, RenderSettings, _private_bytes
+from dr_jax.web.render import RenderSettings, _private_bytes
 from dr_jax.web.settings import WebSettings
 from dr_jax.web.tape.entry import TapeSettings
 from dr_jax.web.web import Web
+from tests.chromium import NEEDED, WHY
 from tests.web.conftest import Site
 
 MakeWeb = Callable[..., AbstractAsyncContextManager[Web]]
-CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)
-
-try:
-    import playwright  # noqa: F401
-
-    WHY = "" if CHROMIUM else f"no Chromium on the PATH ({', '.join(_NAMES)})"
-except ImportError:
-    WHY = "playwright is not installed (the extra `render`)"
-
-chromium = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
 ADD = "let p=document.createElement('p');p.textContent=%s;document.body.append(p);"
 
 
@@ -58,7 +48,7 @@ def text(found: Page | WebError) -> str:
 
 
 class TestRendered:
-    pytestmark = chromium
+    pytestmark = NEEDED
 
     async def test_what_scripts_load_is_read(self, site: Site, make_web: MakeWeb) -> None:
         site.page("/page", "<title>T</title><p>At first.<script src=/a.js></script>")

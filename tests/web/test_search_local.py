@@ -30,12 +30,7 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is logged can be read here, whatever a command did to the log before."""
-    monkeypatch.setattr(logging.getLogger("dr_jax"), "propagate", True)
-
-
+pytestmark = pytest.mark.usefixtures("plain_log")
 needs_bm25s = pytest.mark.skipif(importlib.util.find_spec("bm25s") is None, reason="needs the package bm25s")
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -256,14 +255,7 @@ def test_other_names_are_refused(wrong: str) -> None:
 # The command.
 
 
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command does to the log is undone, for the tests that read it."""
-    for name, value in (("handlers", []), ("propagate", True)):
-        monkeypatch.setattr(logging.getLogger("dr_jax"), name, value)
-
-
-@pytest.mark.usefixtures("quiet")
+@pytest.mark.usefixtures("plain_log")
 def test_the_command_prints_hits(corpus: Path) -> None:
     arguments = ["search", "velmora", "--provider", "local", "--set", f"web.local.path={corpus}"]
     found = CliRunner().invoke(app, arguments)
@@ -278,7 +270,7 @@ def test_the_command_prints_hits(corpus: Path) -> None:
     assert found.exit_code == 1
 
 
-@pytest.mark.usefixtures("quiet")
+@pytest.mark.usefixtures("plain_log")
 def test_the_command_serves_littleweb(tmp_path: Path) -> None:
     config = tmp_path / "small.toml"
     config.write_text('[web]\nsearch = "littleweb"\nresults = 2\n[littleweb]\nentities = 200\n')
@@ -287,7 +279,7 @@ def test_the_command_serves_littleweb(tmp_path: Path) -> None:
     assert len(json.loads(found.stdout)["hits"]) == 2
 
 
-@pytest.mark.usefixtures("quiet")
+@pytest.mark.usefixtures("plain_log")
 def test_the_command_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TAVILY_API_KEY", raising=False)
     found = CliRunner().invoke(app, ["search", "x", "--provider", "tavily"])
