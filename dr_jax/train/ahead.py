@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -55,15 +56,26 @@ class Planned:
 
     Args:
         name: what it does.
-        trace: trace it for abstract arguments.
+        program: the jitted function.
+        arguments: shapes, dtypes and places of what it is given.
+        mesh: of the devices.
         flops: useful ones, over all chips.
         beside: bytes of one chip that lie there while it runs without being its arguments.
+        within: whether a run calls it within the mesh.
     """
 
     name: str
-    trace: Callable[[], Any]
+    program: Any
+    arguments: tuple[Any, ...]
+    mesh: Mesh
     flops: int
     beside: int = 0
+    within: bool = False
+
+    def trace(self) -> Any:
+        """Trace it for its arguments."""
+        with jax.set_mesh(self.mesh) if self.within else nullcontext():
+            return self.program.trace(*self.arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,7 @@ class Found:
         code: of the program.
         flops: useful ones.
         xla_flops: XLA's count, which counts the body of a loop once.
+        xla_bytes: read and written, by XLA's count; as above, and kernels are not looked into.
         kernels: calls of Pallas kernels in the program.
         collectives: by kind; in the body of a loop, once.
         seconds: to compile.
@@ -92,6 +105,7 @@ class Found:
     code: int
     flops: float
     xla_flops: float
+    xla_bytes: float
     kernels: int
     collectives: Mapping[str, int]
     seconds: float
@@ -172,18 +186,13 @@ def update_programs(
     number = _placed((), jnp.float32, NamedSharding(mesh, PartitionSpec()))
     per_token = batch.weights if loss.needs_reference else None
 
-    def add() -> Any:
-        with jax.set_mesh(mesh):
-            return programs.add.trace(gradient, state.weights, batch, per_token, None, state.step, number)
-
-    def apply() -> Any:
-        with jax.set_mesh(mesh):
-            return programs.apply.trace(state.weights, state.optimizer, gradient)
-
     flops = update_flops(sizes, rows * length, rows * causal_pairs(length))
+    add = (gradient, state.weights, batch, per_token, None, state.step, number)
+    apply = (state.weights, state.optimizer, gradient)
+    beside = bytes_of(state.optimizer)
     return [
-        Planned(f"gradient of {rows} x {length}", add, flops, beside=bytes_of(state.optimizer)),
-        Planned("step", apply, 0),
+        Planned(f"gradient of {rows} x {length}", programs.add, add, mesh, flops, beside=beside, within=True),
+        Planned("step", programs.apply, apply, mesh, 0, within=True),
     ]
 
 
@@ -220,30 +229,24 @@ def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype
     stops, tables = small((slots, STOPS), jnp.int32), small((slots, pages), jnp.int32)
     decode = DecodeRows(many, many, many, stops, tables, draws(slots))
     drawn = slots * settings.tokens_per_call
+    prefill_flops = forward_flops(sizes, rows * width, rows * width * longest, logits=rows)
+    decode_flops = forward_flops(sizes, drawn, drawn * longest)
     return [
-        Planned(
-            f"prefill {rows} x {width}",
-            lambda: programs.prefill.trace(weights, pools, prefill),
-            forward_flops(sizes, rows * width, rows * width * longest, logits=rows),
-        ),
-        Planned(
-            f"decode {slots} x {settings.tokens_per_call}",
-            lambda: programs.decode.trace(weights, pools, decode),
-            forward_flops(sizes, drawn, drawn * longest),
-        ),
+        Planned(f"prefill {rows} x {width}", programs.prefill, (weights, pools, prefill), mesh, prefill_flops),
+        Planned(f"decode {slots} x {settings.tokens_per_call}", programs.decode, (weights, pools, decode), mesh, decode_flops),
     ]
 
 
-def analysed(planned: Planned, mesh: Mesh) -> Found | Failed:
+def analysed(planned: Planned) -> Found | Failed:
     """Compile a program for the devices of its mesh and read off what it needs."""
     start = time.perf_counter()
-    platform = {"gpu": "cuda"}.get(kind := next(iter(mesh.devices.flat)).platform, kind)
+    platform = {"gpu": "cuda"}.get(kind := next(iter(planned.mesh.devices.flat)).platform, kind)
     try:
         compiled = planned.trace().lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
         return Failed(planned.name, str(error).splitlines()[0], time.perf_counter() - start)
     seconds = time.perf_counter() - start
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     return Found(
         name=planned.name,
         arguments=memory.argument_size_in_bytes,
@@ -251,8 +254,9 @@ def analysed(planned: Planned, mesh: Mesh) -> Found | Failed:
         temporaries=memory.temp_size_in_bytes,
         beside=planned.beside,
         code=memory.generated_code_size_in_bytes,
-        flops=planned.flops / mesh.size,
-        xla_flops=float(compiled.cost_analysis().get("flops", 0.0)),
+        flops=planned.flops / planned.mesh.size,
+        xla_flops=float(cost.get("flops", 0.0)),
+        xla_bytes=float(cost.get("bytes accessed", 0.0)),
         kernels=text.count('custom_call_target="tpu_custom_call"'),
         collectives=dict(Counter(_COLLECTIVE.findall(text))),
         seconds=seconds,
