@@ -9,7 +9,7 @@ Holds: `auto` takes what was faster on this device at these shapes; a kernel tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import gcd
 from typing import Any, Literal
 
@@ -19,14 +19,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from dr_jax.engine.kernels import Decoding
-from dr_jax.engine.paged import Pools, Tiles, read_each
+from dr_jax.engine.kernels import KERNELS, Decoding
+from dr_jax.engine.paged import Pools, Tiles, paged_attention
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.model import trial
 from dr_jax.model.sizes import Sizes
 
 How = Literal["auto", "plain", "pallas"]
-OF_PLATFORM = {"tpu": "tpu", "gpu": "gpu"}
 _SMEM = 3 << 18  # bytes for page tables in the scalar memory of a TPU core, which is 1 MiB
 _TRIED = 1 << 27  # bytes of the pools that a trial reads: more than caches hold
 
@@ -82,38 +81,40 @@ class Form:
 @lru_cache(maxsize=16)
 def decoding(how: How, form: Form, platform: str, mesh: Mesh | None) -> Decoding | None:
     """Return how to meet pages, None being plain JAX; a kernel is tried where it can be run."""
-    kernel = OF_PLATFORM.get(platform)
-    if how == "plain" or (how == "auto" and kernel is None):
+    if how == "plain" or (how == "auto" and platform not in KERNELS):
         return None
-    if kernel is None:
+    if platform not in KERNELS:
         trial.say(f"there is no kernel for pages of keys and values on {platform}")
         return None
-    if refusal := form.refusal(kernel):
+    if refusal := form.refusal(platform):
         trial.say(f"the kernel for pages of keys and values cannot be used for {refusal}")
         return None
     if platform == jax.default_backend():
-        name = trial.chosen(*_trial(kernel, form), f"attention over pages {form}", race=how == "auto")
+        name = trial.chosen(*_trial(platform, form), f"attention over pages {form}", race=how == "auto")
         if name == "plain":
             return None
-    return Decoding(kernel, mesh)
+    return Decoding(platform, mesh)
 
 
-def _trial(kernel: str, form: Form) -> tuple[Any, dict[str, Any], tuple[np.ndarray, ...]]:
+def _trial(kernel: str, form: Form) -> tuple[Any, dict[str, Any], tuple[Any, ...]]:
     """Make rows of a quarter to all of the longest context, whose pages lie anywhere in a small pool of two layers."""
     rng, dtype = np.random.default_rng(0), jnp.dtype(form.dtype)
-    page = (form.page_size, form.channels)
+    page, longest = (form.page_size, form.channels), form.pages * form.page_size
     count = max(1, min(form.slots * form.pages, _TRIED // (4 * form.kv_heads * page[0] * page[1] * dtype.itemsize)))
-    k, v = (rng.standard_normal((2, form.kv_heads, count, *page), np.float32).astype(dtype) for _ in range(2))
-    q = rng.standard_normal((form.slots, 1, form.heads, form.channels), np.float32).astype(dtype)
-    longest = form.pages * form.page_size
+
+    def drawn(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32).astype(dtype)
+
+    pools = Pools(*(drawn(2, form.kv_heads, count, *page) for _ in range(2)))
+    q = drawn(form.slots, 1, form.heads, form.channels)
+    # The same new key and value for all rows: where two rows share a page, it does not matter who writes last.
+    k, v = (np.repeat(drawn(1, 1, form.kv_heads, form.channels), form.slots, axis=0) for _ in range(2))
     tables = rng.integers(0, count, (form.slots, form.pages), np.int32)
-    lengths = rng.integers(max(1, longest // 4), longest + 1, form.slots).astype(np.int32)
+    positions = rng.integers(longest // 4, longest, (form.slots, 1)).astype(np.int32)
     tokens = min(max(512 // form.page_size, 1), form.pages) * form.page_size
 
-    def met(q: Array, k: Array, v: Array, tables: Array, lengths: Array) -> Array:
-        return Decoding(kernel)(q, (k, v), jnp.int32(1), tables, lengths)
+    def met(with_kernel: Decoding | None, pools: Pools, tables: Array, positions: Array, *new: Array) -> Array:
+        tiles = Tiles(tokens, 128, with_kernel, flat=False)
+        return paged_attention(pools, tables, positions, positions >= 0, tiles)(pools, jnp.int32(1), *new)[0]
 
-    def plain(q: Array, k: Array, v: Array, tables: Array, lengths: Array) -> Array:
-        return read_each(q, Pools(k, v), jnp.int32(1), tables, lengths - 1, Tiles(tokens, 128, flat=False))
-
-    return plain, {"pallas": met}, (q, k, v, tables, lengths)
+    return partial(met, None), {"pallas": partial(met, Decoding(kernel))}, (pools, tables, positions, q, k, v)

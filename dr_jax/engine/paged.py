@@ -98,19 +98,6 @@ def paged_attention(
     return attend
 
 
-def read_each(
-    q_B1HC: Float[Array, "B 1 H C"],
-    pools: Pools,
-    layer: Int[Array, ""],
-    tables_BX: Int[Array, "B X"],
-    positions_B: Int[Array, " B"],
-    tiles: Tiles,
-) -> Float[Array, "B 1 H C"]:
-    """Let single queries meet their rows' pages, up to and with their own positions, without writing anything."""
-    items = _listed(positions_B + 1, tables_BX.shape[1] * pools.k_LKPWC.shape[3], tiles)
-    return _met_each(q_B1HC, pools, layer, tables_BX, positions_B, items, tiles)
-
-
 def _written(pool_LKPWC: Array, new_BQKC: Array, *, layer: Array, pages_BQ: Array, offsets_BQ: Array) -> Array:
     return pool_LKPWC.at[layer, :, pages_BQ, offsets_BQ].set(new_BQKC.astype(pool_LKPWC.dtype), mode="promise_in_bounds")
 

@@ -35,6 +35,7 @@ def test_the_trial_tells_wrong_masks_and_wrong_gradients() -> None:
     assert set(trial.timed(functions, arguments, "a test")) == {"plain"}
 
 
+@pytest.mark.usefixtures("plain_log")
 def test_a_kernel_of_another_platform_is_plain_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     q, k, v, segments, _ = map(jnp.asarray, packed.arguments(FORM))
     trial.say.cache_clear()

@@ -33,6 +33,7 @@ def broken(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     raise NotImplementedError("not on this device\nat all")
 
 
+@pytest.mark.usefixtures("plain_log")
 def test_what_is_wrong_or_fails_is_left_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     functions = {"plain": twice, "nearly": nearly, "wrong": wrong, "nothing": nothing, "broken": broken}
     trial.say.cache_clear()
