@@ -23,15 +23,29 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of this run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings, sizes, memory and plan; train nothing.")] = False,
     as_json: Json = False,
+    join: Annotated[
+        str, typer.Option("--join", metavar="auto|HOST:PORT/INDEX/COUNT", help="Be one of several processes, one a host.")
+    ] = "",
 ) -> None:
     """Train a policy by reinforcement on its own episodes, with an evaluation before and after.
 
     Writes runs/NAME/: config.json, metrics.jsonl, episodes.jsonl, checkpoints, model, curve.png, summary.json.
     """
     from dr_jax.base.config import read
+    from dr_jax.base.errors import ConfigError
     from dr_jax.train.settings import Settings
 
     settings = read(Settings, config, overrides or [])
+    if join:
+        from dr_jax.sharding import hosts
+
+        hosts.join(join)
+        if hosts.count() > 1:
+            raise ConfigError(
+                f"{hosts.count()} processes came together, and the training loop runs on one",
+                needed="one process that has every device, such as a host with 8 GPUs or 4 to 8 TPU chips",
+                fix="use a slice of one host, and leave out --join",
+            )
     if dry_run:
         from dr_jax.train.plan import plan
 

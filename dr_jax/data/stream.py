@@ -9,7 +9,7 @@ Holds: invariant 7: within an epoch every question is trained once. The state is
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,13 +180,13 @@ class Stream:
             raise CheckpointError(
                 f"The checkpoint draws questions by seed {seed}, the config by {self._seed}", fix="resume with the same seed"
             )
-        held = set(held)
+        kept = Counter(held)  # a question may be out in two epochs at once
         self._open = {}
         for key, sets in saved.items():
             epoch = self._build(int(key))
             epoch.trained = set(sets["trained"]) & set(epoch.by_id)
-            epoch.in_flight = set(sets["in_flight"]) & held & set(epoch.by_id)
-            held -= epoch.in_flight
+            epoch.in_flight = {name for name in sets["in_flight"] if kept[name] and name in epoch.by_id}
+            kept.subtract(epoch.in_flight)
             epoch.returned = deque(name for name in sets["returned"] if name in epoch.by_id)
             epoch.failures = {name: int(times) for name, times in sets["failures"].items()}
             self._open[int(key)] = epoch

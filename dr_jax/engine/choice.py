@@ -19,8 +19,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from dr_jax.engine.items import Items, Tiles, listed
 from dr_jax.engine.kernels import KERNELS, Decoding
-from dr_jax.engine.paged import Pools, Tiles, paged_attention
+from dr_jax.engine.paged import Pools, paged_attention
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.model import trial
 from dr_jax.model.sizes import Sizes
@@ -111,10 +112,11 @@ def _trial(kernel: str, form: Form) -> tuple[Any, dict[str, Any], tuple[Any, ...
     k, v = (np.repeat(drawn(1, 1, form.kv_heads, form.channels), form.slots, axis=0) for _ in range(2))
     tables = rng.integers(0, count, (form.slots, form.pages), np.int32)
     positions = rng.integers(longest // 4, longest, (form.slots, 1)).astype(np.int32)
-    tokens = min(max(512 // form.page_size, 1), form.pages) * form.page_size
+    cut = Tiles(min(max(512 // form.page_size, 1), form.pages) * form.page_size, 128, flat=False)
+    items = listed(tables, positions[:, 0] + 1, form.page_size, cut)
 
-    def met(with_kernel: Decoding | None, pools: Pools, tables: Array, positions: Array, *new: Array) -> Array:
-        tiles = Tiles(tokens, 128, with_kernel, flat=False)
-        return paged_attention(pools, tables, positions, positions >= 0, tiles)(pools, jnp.int32(1), *new)[0]
+    def met(with_kernel: Decoding | None, pools: Pools, tables: Array, positions: Array, items: Items, *new: Array) -> Array:
+        tiles = cut._replace(kernel=with_kernel)
+        return paged_attention(pools, tables, positions, positions >= 0, tiles, items)(pools, jnp.int32(1), *new)[0]
 
-    return partial(met, None), {"pallas": partial(met, Decoding(kernel))}, (pools, tables, positions, q, k, v)
+    return partial(met, None), {"pallas": partial(met, Decoding(kernel))}, (pools, tables, positions, items, q, k, v)

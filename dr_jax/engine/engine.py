@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
 from jax.sharding import Mesh
 
 from dr_jax.base.errors import CapacityError, ContextFullError, DrJaxError
-from dr_jax.base.metrics import Metrics, timed
+from dr_jax.base.metrics import Metrics
 from dr_jax.base.trace import logger
+from dr_jax.engine.calls import Calls
 from dr_jax.engine.device import STOPS, Device
 from dr_jax.engine.pages import PagePool
 from dr_jax.engine.request import Request, key_data
-from dr_jax.engine.scheduler import Decode, Prefill, Scheduler
+from dr_jax.engine.scheduler import Scheduler
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.model.decoder import Weights
 from dr_jax.model.sizes import Sizes
@@ -83,6 +85,7 @@ class Engine:
             self.metrics,
         )
         self._device = Device(weights, sizes, settings, mesh, version)
+        self._calls = Calls(self._scheduler, self._device, self.metrics)
         self._changed = threading.Condition()
         self._inbox: deque[tuple[Action, Fail]] = deque()  # what other threads want done between two device calls
         self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -167,6 +170,27 @@ class Engine:
             self._scheduler.restart()
 
         self._tell(swap, _nobody)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the engine off the device for as long as the block lasts; who asks meanwhile waits. From any thread but its own.
+
+        Raises:
+            EngineStoppedError: the engine has ended.
+        """
+        stands: Future[None] = Future()
+        goes_on = threading.Event()
+
+        def stand_still() -> None:
+            stands.set_result(None)
+            goes_on.wait()
+
+        self._tell(stand_still, stands.set_exception)
+        stands.result()
+        try:
+            yield
+        finally:
+            goes_on.set()
 
     async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey) -> Sampled:
         """Draw a continuation; see `tokens.policy.Policy`. Cancelling the awaiting task frees slot and pages.
@@ -260,49 +284,15 @@ class Engine:
                 self._changed.wait()
             if self._closing:
                 return False
-            asked = list(self._inbox)
-            self._inbox.clear()
-        for action, _ in asked:
-            action()
-        plan = self._scheduler.plan()
-        self._device.copy(plan.copies)
-        match plan.work:
-            case Prefill():
-                self._prefill(plan.work)
-            case Decode():
-                self._decode(plan.work)
-            case None if self._scheduler.requests:
-                raise RuntimeError("requests wait and nothing can be done for them")
-            case None:
-                pass
+            asked = len(self._inbox)
+        if asked:
+            self._calls.land()
+        for _ in range(asked):
+            self._inbox.popleft()[0]()  # one by one: when it raises, those behind it are told by `_run`
+        self._calls.step()
         self.metrics.gauge("engine/waiting", len(self._scheduler.waiting))
         self.metrics.gauge("engine/pages_held", self._pool.held)
         return True
-
-    def _prefill(self, work: Prefill) -> None:
-        with timed(self.metrics, "engine/prefill_s"):
-            drawn = self._device.prefill(work)
-        for stretch, (token, logprob) in zip(work.stretches, drawn, strict=True):
-            last = stretch.last
-            self._scheduler.computed(stretch.request, stretch.ids)
-            self.metrics.add("engine/prefill_tokens", len(stretch.ids))
-            if last:
-                self._drew(stretch.request, [token], [logprob])
-
-    def _decode(self, work: Decode) -> None:
-        with timed(self.metrics, "engine/decode_s"):
-            drawn = self._device.decode(work)
-        self.metrics.observe("engine/slots_busy", len(work.requests))
-        for request, (ids, logprobs) in zip(work.requests, drawn, strict=True):
-            self._scheduler.computed(request, [request.ids[-1], *ids[:-1]])
-            self.metrics.add("engine/decode_tokens", len(ids))
-            self._drew(request, ids, logprobs)
-
-    def _drew(self, request: Request, ids: list[int], logprobs: list[float]) -> None:
-        request.append(ids, logprobs, self._device.version)
-        if request.finished:
-            self._scheduler.remove(request)
-            request.deliver(request.result())
 
     def _told(self) -> EngineStoppedError:
         error = EngineStoppedError(f"The engine stopped: {self._cause!r}" if self._cause else "The engine was closed")

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Bool, Float, Int
 
-from dr_jax.engine.paged import Pools, Tiles, paged_attention
+from dr_jax.engine.items import Items, Tiles
+from dr_jax.engine.paged import Pools, paged_attention
 from dr_jax.engine.sample import Draws, draw
 from dr_jax.model.decoder import Laid, head, hidden_states
 from dr_jax.model.sizes import Sizes
 
 COPIES = 16  # page copies in one call
+_EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 class PrefillRows(NamedTuple):
@@ -47,9 +49,10 @@ class DecodeRows(NamedTuple):
     Args:
         ids_B: the last id of each, not computed yet.
         lengths_B: its position, which is how many tokens are in pages.
-        lefts_B: how many ids may be drawn in this call; 0 is an empty row.
+        lefts_B: how many ids may still be drawn, in this call and later ones; 0 is an empty row.
         stops_BE: ids that end the request, padded with -1.
         tables_BX: pages, with room for what is drawn.
+        items: the blocks of pages that they meet, up to the last id of this call.
         draws: how; `indices_B` is that of the first id.
     """
 
@@ -58,6 +61,7 @@ class DecodeRows(NamedTuple):
     lefts_B: Int[Array, " B"]
     stops_BE: Int[Array, "B E"]
     tables_BX: Int[Array, "B X"]
+    items: Items
     draws: Draws
 
 
@@ -69,10 +73,22 @@ class Drawn(NamedTuple):
     counts_B: Int[Array, " B"]
 
 
+class Left(NamedTuple):
+    """Where a decode call left its rows, for a next one to go on before anybody has read what was drawn.
+
+    Each is what `DecodeRows` and its `Draws` say of the next call.
+    """
+
+    ids_B: Int[Array, " B"]
+    lengths_B: Int[Array, " B"]
+    lefts_B: Int[Array, " B"]
+    indices_B: Int[Array, " B"]
+
+
 @lru_cache(maxsize=16)
-def programs(sizes: Sizes, *, tokens_per_call: int, tiles: Tiles, everywhere: Sharding) -> Programs:
+def programs(sizes: Sizes, *, tokens_per_call: int, tiles: Tiles, everywhere: Sharding, eigen: bool) -> Programs:
     """Return the programs for these constants; engines that are alike share what is compiled."""
-    return Programs(sizes, tokens_per_call=tokens_per_call, tiles=tiles, everywhere=everywhere)
+    return Programs(sizes, tokens_per_call=tokens_per_call, tiles=tiles, everywhere=everywhere, eigen=eigen)
 
 
 class Programs:
@@ -83,17 +99,19 @@ class Programs:
         tokens_per_call: ids that a decode call draws per row.
         tiles: how attention is cut up.
         everywhere: where small arrays lie: on every device of the engine.
+        eigen: whether decoding leaves matrix products to Eigen on a CPU, and not to the fusions that XLA makes of them.
     """
 
-    def __init__(self, sizes: Sizes, *, tokens_per_call: int, tiles: Tiles, everywhere: Sharding) -> None:
+    def __init__(self, sizes: Sizes, *, tokens_per_call: int, tiles: Tiles, everywhere: Sharding, eigen: bool) -> None:
         self.sizes, self.everywhere = sizes, everywhere
         self.pools = Pools(self._pool_place(), self._pool_place())
-        drawn = Drawn(everywhere, everywhere, everywhere)
-        self.prefill = jax.jit(
-            partial(prefill, sizes, tiles), donate_argnums=1, out_shardings=(self.pools, everywhere, everywhere)
-        )
+        drawn, left = Drawn(*[everywhere] * 3), Left(*[everywhere] * 4)
+        self.prefill = jax.jit(partial(prefill, sizes, tiles), donate_argnums=1, out_shardings=(self.pools, drawn))
         self.decode = jax.jit(
-            partial(decode, sizes, tiles, tokens_per_call), donate_argnums=1, out_shardings=(self.pools, drawn)
+            partial(decode, sizes, tiles, tokens_per_call),
+            donate_argnums=1,
+            out_shardings=(self.pools, drawn, left),
+            compiler_options=_EIGEN if eigen else None,
         )
         self.copy = jax.jit(copy, donate_argnums=0, out_shardings=self.pools)
 
@@ -116,9 +134,7 @@ class Programs:
         return NamedSharding(place.mesh, PartitionSpec(None, "tensor" if "tensor" in place.mesh.shape else None))
 
 
-def prefill(
-    sizes: Sizes, tiles: Tiles, weights: Laid, pools: Pools, rows: PrefillRows
-) -> tuple[Pools, Int[Array, " B"], Float[Array, " B"]]:
+def prefill(sizes: Sizes, tiles: Tiles, weights: Laid, pools: Pools, rows: PrefillRows) -> tuple[Pools, Drawn]:
     """Compute keys and values of every stretch, and draw the id that follows each."""
     places_BQ = jnp.arange(rows.ids_BQ.shape[1], dtype=jnp.int32)[None, :]
     positions_BQ = rows.starts_B[:, None] + places_BQ
@@ -127,10 +143,11 @@ def prefill(
     hidden_BQD, pools = hidden_states(weights, sizes, rows.ids_BQ, positions_BQ, attend, pools)
     last_B11 = jnp.maximum(rows.counts_B - 1, 0)[:, None, None]
     hidden_BD = jnp.take_along_axis(hidden_BQD, last_B11, axis=1)[:, 0]
-    return pools, *draw(_logits(weights, sizes, hidden_BD), rows.draws)
+    ids_B, logprobs_B = draw(_logits(weights, sizes, hidden_BD), rows.draws)
+    return pools, Drawn(ids_B[:, None], logprobs_B[:, None], jnp.ones_like(ids_B))
 
 
-def decode(sizes: Sizes, tiles: Tiles, tokens: int, weights: Laid, pools: Pools, rows: DecodeRows) -> tuple[Pools, Drawn]:
+def decode(sizes: Sizes, tiles: Tiles, tokens: int, weights: Laid, pools: Pools, rows: DecodeRows) -> tuple[Pools, Drawn, Left]:
     """Draw up to `tokens` ids per row; a row ends at a stop id or its budget, the call when all rows did."""
 
     class Now(NamedTuple):
@@ -146,7 +163,7 @@ def decode(sizes: Sizes, tiles: Tiles, tokens: int, weights: Laid, pools: Pools,
     def step(now: Now) -> Now:
         active_B = now.lefts_B > 0
         positions_B1 = (rows.lengths_B + now.drawn.counts_B)[:, None]
-        attend = paged_attention(now.pools, rows.tables_BX, positions_B1, active_B[:, None], tiles)
+        attend = paged_attention(now.pools, rows.tables_BX, positions_B1, active_B[:, None], tiles, rows.items)
         hidden_B1D, pools = hidden_states(weights, sizes, now.ids_B[:, None], positions_B1, attend, now.pools)
         how = rows.draws._replace(indices_B=rows.draws.indices_B + now.drawn.counts_B)
         ids_B, logprobs_B = draw(_logits(weights, sizes, hidden_B1D[:, 0]), how)
@@ -162,7 +179,9 @@ def decode(sizes: Sizes, tiles: Tiles, tokens: int, weights: Laid, pools: Pools,
     count = rows.ids_B.shape[0]
     none = Drawn(jnp.zeros((count, tokens), jnp.int32), jnp.zeros((count, tokens), jnp.float32), jnp.zeros((count,), jnp.int32))
     end = jax.lax.while_loop(going_on, step, Now(jnp.int32(0), pools, rows.ids_B, rows.lefts_B, none))
-    return end.pools, end.drawn
+    counts_B = end.drawn.counts_B
+    left = Left(end.ids_B, rows.lengths_B + counts_B, end.lefts_B, rows.draws.indices_B + counts_B)
+    return end.pools, end.drawn, left
 
 
 def copy(pools: Pools, pages_N2: Int[Array, "N 2"]) -> Pools:

@@ -49,9 +49,15 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Draw up to `tokens_per_call` ids for each of these."""
+    """Draw up to `tokens_per_call` ids for each of these.
+
+    Args:
+        requests: who draws.
+        unread: most ids of each that were drawn and are not known here yet.
+    """
 
     requests: tuple[Request, ...]
+    unread: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,27 @@ class Scheduler:
             return Plan(tuple(copies), self._prefill(prefilling))
         return Plan(tuple(copies), Decode(tuple(drawing)) if drawing else None)
 
+    def ahead(self, work: Prefill | Decode) -> Plan | None:
+        """Say what can follow this work before it is known what it draws; None when that must be known."""
+        match work:
+            case Prefill():
+                if self._in_a_row >= PREFILLS_IN_A_ROW and any(request.pending == 1 for request in self.running):
+                    return None
+                copies = tuple(self._admit())
+                prefilling = [request for request in self.running if request.pending > 1]
+                if prefilling:
+                    self._in_a_row += 1
+                    return Plan(copies, self._prefill(prefilling))
+                return Plan(copies, None) if copies else None
+            case Decode(requests):
+                if requests != tuple(self.running) or (self.waiting and len(self.running) < self.slots):
+                    return None
+                goes_on = [request.left > self.tokens_per_call for request in requests]
+                if not any(goes_on) or (self.waiting and not all(goes_on)):
+                    return None
+                room = all(self.pool.reserve(one.lease, self._room(one, 2)) for one in requests if one.lease is not None)
+                return Plan((), Decode(requests, unread=self.tokens_per_call)) if room else None
+
     def _admit(self) -> list[tuple[int, int]]:
         copies: list[tuple[int, int]] = []
         for request in list(self.waiting):
@@ -182,9 +209,9 @@ class Scheduler:
                 drawing.append(request)
         return drawing
 
-    def _room(self, request: Request) -> int:
+    def _room(self, request: Request, calls: int = 1) -> int:
         # The last id drawn in a call is not computed in it.
-        return len(request.ids) - 1 + min(self.tokens_per_call, request.left)
+        return len(request.ids) - 1 + min(calls * self.tokens_per_call, request.left)
 
     def _put_back(self, request: Request) -> None:
         self.running.remove(request)

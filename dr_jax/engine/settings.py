@@ -17,7 +17,7 @@ class EngineSettings:
     Args:
         slots: requests that run at once.
         pages: of the pool; 0 means that all slots can reach `max_context` together.
-        page_size: tokens in a page; what two requests share is counted in pages.
+        page_size: tokens in a page; what two requests share is counted in pages, and large ones are read faster.
         max_context: most tokens of one request, prompt and what is drawn.
         tokens_per_call: ids drawn per slot in one device call; new requests and new weights wait for a call to end.
         prefill_rows: rows of the prefill programs, rising: few for one observation, many for many prompts.
@@ -34,7 +34,7 @@ class EngineSettings:
 
     slots: int = 32
     pages: int = 0
-    page_size: int = 16
+    page_size: int = 64
     max_context: int = 2048
     tokens_per_call: int = 8
     prefill_rows: tuple[int, ...] = (2, 8, 32)

@@ -32,7 +32,7 @@ async def finished(
 
     def start() -> None:
         for item in waiting:
-            running[asyncio.ensure_future(_awaited(work(item)))] = item
+            running[asyncio.create_task(_worked(work, item))] = item
             if len(running) >= at_once:
                 return
 
@@ -74,5 +74,5 @@ async def in_order(
     return [results[place] for place in range(len(items))]
 
 
-async def _awaited(work: Awaitable[Result]) -> Result:
-    return await work
+async def _worked(work: Callable[[Item], Awaitable[Result]], item: Item) -> Result:
+    return await work(item)

@@ -1,14 +1,15 @@
-"""G siblings of one question at once; each is rewarded as it ends."""
+"""G siblings of one question at once, or some more of whom the first G count; each is rewarded as it ends."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 
-from dr_jax.agent.together import together
 from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
+from dr_jax.rollout.collect import finished
 from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, opening, run_episode
 from dr_jax.tokens.trajectory import Episode, Group, Outcome
 
@@ -22,10 +23,16 @@ async def run_group(
     rewarding: Rewarding,
     *,
     size: int,
+    spare: int = 0,
     run: int = 0,
     purpose: str = "act",
+    metrics: Metrics | None = None,
 ) -> Group:
     """Run the siblings; they differ only by key. Cancelling this cancels all of them.
+
+    With spare ones, the group is complete when `size` of them are trainable, and the others are cancelled: nobody waits for
+    the last. This is not free: who is first is who says little, asks little and meets a quick web, so what is learned
+    from leans towards short research. Those that were cancelled are counted as `rollout/cancelled_siblings`.
 
     Args:
         question: asked of every sibling.
@@ -33,8 +40,10 @@ async def run_group(
         settings: budgets.
         rewarding: episode and question to the episode with its rewards; may be asynchronous, with a deadline of its own.
         size: G.
+        spare: siblings beyond G that are started.
         run: the run's seed.
         purpose: keeps epochs and evaluations apart.
+        metrics: of the run.
     """
 
     shared = opening(question, actors, settings)
@@ -44,7 +53,15 @@ async def run_group(
         rewarded = rewarding(ended, question)
         return await rewarded if inspect.isawaitable(rewarded) else rewarded
 
-    return Group(question.id, tuple(await together(sibling(index) for index in range(size))), question.source)
+    ended: dict[int, Episode] = {}
+    async with aclosing(finished(range(size + spare), sibling, at_once=size + spare)) as siblings:
+        async for index, episode in siblings:
+            ended[index] = episode
+            if sum(one.trainable for one in ended.values()) == size:
+                break
+    if metrics is not None and len(ended) < size + spare:
+        metrics.add("rollout/cancelled_siblings", size + spare - len(ended))
+    return Group(question.id, tuple(episode for _, episode in sorted(ended.items())), question.source)
 
 
 def weathered(group: Group, most: float, metrics: Metrics) -> Group:

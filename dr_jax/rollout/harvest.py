@@ -62,6 +62,17 @@ class Harvest:
         """Begin to count anew: what was lost, was lost to an outage that was noticed and is over."""
         self._in_a_row = 0
 
+    def retire(self, oldest: int) -> list[Group]:
+        """Take out the groups with a token that weights of a version below `oldest` drew; the others are put in order of age.
+
+        Those who have to be taken soonest are taken first, so that few become too old.
+        """
+        aged = [(group.oldest_version, group) for group in self.waiting]
+        aged.sort(key=lambda one: oldest if one[0] is None else one[0])
+        retired = [group for age, group in aged if age is not None and age < oldest]
+        self.waiting[:] = [group for _, group in aged[len(retired) :]]
+        return retired
+
     def take(self) -> list[Group]:
         """Hand out the groups of one update, and after them all that were lost meanwhile."""
         taken = [*self.waiting[: self._size], *self._lost]

@@ -1,16 +1,60 @@
-"""The few facts that several processes must agree on.
+"""Start as one of several processes, and the few facts that they must agree on.
 
-In:    small integers of this process, or an array spread over several
+In:    where the others are; small integers of this process, or an array spread over several
 Out:   everybody's integers, or the whole array in host memory
 Holds: with one process nothing is sent and nothing is waited for
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+
+from dr_jax.base.errors import ConfigError
+
+
+def join(where: str, *, timeout_s: int = 300) -> None:
+    """Become one of the processes that run this program together. Call it before anything asks for a device.
+
+    Args:
+        where: `auto` on a Cloud TPU pod, in GKE's TPU slices and wherever else JAX finds the others by itself; or
+            `HOST:PORT/INDEX/COUNT`: where process 0 listens, which process this is, and how many there are. Each process
+            takes every device of its host.
+        timeout_s: how long the others are waited for.
+
+    Raises:
+        ConfigError: `where` is neither, the others cannot be found, or they do not come in time.
+    """
+    arguments = {} if where == "auto" else _place(where)
+    try:
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout_s)
+    except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError
+        raise ConfigError(
+            f"The processes of {where} did not come together: {' '.join(str(error).split())[:300]}",
+            needed=f"all of them within {timeout_s} s, each started with its own index and the same HOST:PORT",
+            fix="start them all, or give HOST:PORT/INDEX/COUNT in place of auto",
+        ) from error
+
+
+def _place(where: str) -> dict[str, Any]:
+    found = re.fullmatch(r"([^/\s]+:\d+)/(\d+)/(\d+)", where)
+    if found is None or not int(found[2]) < int(found[3]):
+        raise ConfigError(
+            f"{where!r} does not say where the other processes are",
+            needed="auto, or HOST:PORT/INDEX/COUNT with INDEX from 0 to COUNT - 1",
+            fix="for the second of four hosts whose first is 10.0.0.2: --join 10.0.0.2:8476/1/4",
+        )
+    # Deactivated: beside SLURM's variables JAX would otherwise leave each process a single GPU.
+    return {
+        "coordinator_address": found[1],
+        "process_id": int(found[2]),
+        "num_processes": int(found[3]),
+        "cluster_detection_method": "deactivate",
+    }
 
 
 def index() -> int:

@@ -19,10 +19,10 @@ from dr_jax.model.decoder import Weights
 from dr_jax.model.fingerprint import fingerprint
 from dr_jax.model.load import load, tokenizer_source
 from dr_jax.model.sizes import Sizes
-from dr_jax.sharding.mesh import make_mesh
 from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.tokenizer import Tokenizer
+from dr_jax.train.placement import Placement, hand_over, place
 from dr_jax.train.saved import saved
 from dr_jax.train.settings import Settings
 
@@ -36,14 +36,23 @@ class Actor:
         weights: float32, on the mesh.
         chat: how it talks.
         engine: samples from a copy of the weights.
-        mesh: where they lie.
+        placement: where both lie.
     """
 
     sizes: Sizes
     weights: Weights
     chat: Chat
     engine: Engine
-    mesh: Mesh
+    placement: Placement
+
+    @property
+    def mesh(self) -> Mesh:
+        """Where the weights lie, and what learns from rows of a batch."""
+        return self.placement.learning
+
+    def lent(self, weights: Weights, dtype: str) -> Weights:
+        """Return a copy of weights as the engine holds them."""
+        return hand_over(weights, self.sizes, dtype, self.placement)
 
 
 def load_actor(settings: Settings, metrics: Metrics) -> Actor:
@@ -54,7 +63,8 @@ def load_actor(settings: Settings, metrics: Metrics) -> Actor:
             belong to the model, or the budgets contradict each other.
     """
     keep_compiled()
-    mesh = make_mesh(settings.mesh)
+    placement = place(settings)
+    mesh = placement.learning
     checkpoint = saved(settings.model.load)
     named = checkpoint.base if checkpoint else settings.model.load
     chat = Chat(Tokenizer.load(tokenizer_source(named, settings.model.tokenizer)))
@@ -64,8 +74,9 @@ def load_actor(settings: Settings, metrics: Metrics) -> Actor:
     else:
         sizes, weights = load(settings.model.load, mesh=mesh, dtype=jnp.float32, seed=settings.seed)
     refuse_foreign_tokenizer(chat, sizes, "model.tokenizer")
-    engine = Engine(in_dtype(weights, settings.model.dtype), sizes, settings.engine, mesh=mesh, metrics=metrics)
-    return Actor(sizes, weights, chat, engine, mesh)
+    lent = hand_over(weights, sizes, settings.model.dtype, placement)
+    engine = Engine(lent, sizes, settings.engine, mesh=placement.sampling, metrics=metrics)
+    return Actor(sizes, weights, chat, engine, placement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +107,14 @@ def load_reading_model(settings: Settings, actor: Actor, metrics: Metrics) -> Re
     """
     if settings.reader.kind != "policy" or settings.reader.model == "self":
         return None
-    dtype = settings.model.dtype
+    dtype, mesh = settings.model.dtype, actor.placement.sampling
     if settings.reader.model == "frozen":
-        sizes, weights, chat = actor.sizes, in_dtype(actor.weights, dtype), actor.chat
+        sizes, weights, chat = actor.sizes, actor.lent(actor.weights, dtype), actor.chat
     else:
         chat = Chat(Tokenizer.load(tokenizer_source(settings.reader.model)))
-        sizes, weights = load(settings.reader.model, mesh=actor.mesh, dtype=jnp.dtype(dtype), seed=settings.seed)
+        sizes, weights = load(settings.reader.model, mesh=mesh, dtype=jnp.dtype(dtype), seed=settings.seed)
         refuse_foreign_tokenizer(chat, sizes, "reader.model")
-    engine = Engine(weights, sizes, settings.engine, mesh=actor.mesh, metrics=Under(metrics, "reader"))
+    engine = Engine(weights, sizes, settings.engine, mesh=mesh, metrics=Under(metrics, "reader"))
     return ReadingModel(engine, chat, f"weights {fingerprint(weights)}")
 
 
@@ -168,11 +179,6 @@ def refuse_contradictions(settings: Settings, chat: Chat, mesh: Mesh) -> None:
             needed=f"a multiple of {row_ways(mesh)}",
             fix=f"set batch.rows={-(-rows // row_ways(mesh)) * row_ways(mesh)}",
         )
-
-
-def in_dtype(weights: Weights, dtype: str) -> Weights:
-    """Return a copy of the weights as the engine holds them; the update donates its own."""
-    return {name: jnp.array(weight, dtype=jnp.dtype(dtype), copy=True) for name, weight in weights.items()}
 
 
 def keep_compiled() -> None:

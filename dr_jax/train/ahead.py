@@ -20,11 +20,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dr_jax.base.errors import ConfigError
 from dr_jax.engine import runner
 from dr_jax.engine.device import STOPS, tiles
+from dr_jax.engine.items import listed
 from dr_jax.engine.paged import Pools
 from dr_jax.engine.runner import DecodeRows, PrefillRows
 from dr_jax.engine.sample import Draws
@@ -207,11 +209,13 @@ def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     platform = next(iter(mesh.devices.flat)).platform
+    cut = tiles(settings, sizes, platform, mesh)
     programs = runner.programs(
         sizes,
         tokens_per_call=settings.tokens_per_call,
-        tiles=tiles(settings, sizes, platform, mesh),
+        tiles=cut,
         everywhere=everywhere,
+        eigen=False,
     )
     weights = abstract_weights(sizes, mesh, dtype)
     shape = (sizes.layers, sizes.kv_heads, settings.page_count, settings.page_size, sizes.head_dim)
@@ -227,7 +231,9 @@ def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype
     one, many = small((rows,), jnp.int32), small((slots,), jnp.int32)
     prefill = PrefillRows(small((rows, width), jnp.int32), one, one, small((rows, pages), jnp.int32), draws(rows))
     stops, tables = small((slots, STOPS), jnp.int32), small((slots, pages), jnp.int32)
-    decode = DecodeRows(many, many, many, stops, tables, draws(slots))
+    nothing = listed(np.zeros(tables.shape, np.int32), np.zeros(slots, np.int32), settings.page_size, cut)
+    items = jax.tree.map(lambda leaf: small(leaf.shape, leaf.dtype), nothing)
+    decode = DecodeRows(many, many, many, stops, tables, items, draws(slots))
     drawn = slots * settings.tokens_per_call
     prefill_flops = forward_flops(sizes, rows * width, rows * width * longest, logits=rows)
     decode_flops = forward_flops(sizes, drawn, drawn * longest)

@@ -17,7 +17,7 @@ from typing import Any
 
 from dr_jax.base.config import to_tree
 from dr_jax.base.errors import MismatchError
-from dr_jax.base.metrics import Metrics
+from dr_jax.base.metrics import Metrics, timed
 from dr_jax.base.trace import logger
 from dr_jax.learn.advantage import informative, named
 from dr_jax.learn.batch import pack
@@ -81,13 +81,16 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
         async with aclosing(run.groups()) as collected:
             while done.step < run.settings.steps:
                 groups = await anext(collected)  # host: words
-                numbers = await _whole(asyncio.to_thread(_learn, run, groups, done))  # device: numbers
+                numbers = await _whole(asyncio.to_thread(learn, run, groups, done))  # device: numbers
+                run.settle(groups)  # here, not in that thread: others draw from the stream meanwhile
                 for group in groups:
                     for episode in group.episodes:
                         episodes.write(episode, run.questions[group.question_id], step=done.step)
                 episodes.flush()
                 numbers["wall_s"] = done.wall_s = time.perf_counter() - clock
                 try:
+                    # After the books: if the engine has died, the update was made all the same, and is not made again.
+                    await _whole(asyncio.to_thread(run.adopt))
                     if run.settings.eval.every and done.step % run.settings.eval.every == 0 and done.step < run.settings.steps:
                         numbers |= figures(await _measure(run, done.step, told))
                 finally:  # a row stands for every update that was made
@@ -106,8 +109,8 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
             told("saved", done.step, {"directory": str(run.directory)})
 
 
-def _learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float]:
-    """One update: rewards minus siblings', rectangles, gradient, new weights for the engine; then the books."""
+def learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float]:
+    """One update: rewards minus siblings', rectangles, gradient, new weights."""
     settings, stats = run.settings, dict[str, float]()
     kept = informative(groups, run.metrics)
     advantage = named(settings.advantage)
@@ -115,17 +118,16 @@ def _learn(run: Run, groups: Sequence[Group], done: Progress) -> dict[str, float
     if batches:
         placed = [place_rows(batch, run.actor.mesh) for batch in batches]
         temperature = settings.episode.temperature
-        run.state, stats = run.update(
-            run.state,
-            placed,
-            temperature=temperature,
-            reference_weights=run.reference,
-            check=lambda found: refuse_mismatch(settings, done.step + 1, found),
-        )
-        run.adopt()
+        with run.alone(), timed(run.metrics, "update/s"):
+            run.state, stats = run.update(
+                run.state,
+                placed,
+                temperature=temperature,
+                reference_weights=run.reference,
+                check=lambda found: refuse_mismatch(settings, done.step + 1, found),
+            )
     else:
         _log.warning("update %d: every group was flat, so there is nothing to learn and the weights stay", done.step + 1)
-    run.settle(groups)
     done.step += 1
     done.mismatch_max = max(done.mismatch_max, stats.get("update/mismatch_max", 0.0))
     return {**states.summed(groups), **run.metrics.drain(), **stats}

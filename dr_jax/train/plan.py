@@ -33,6 +33,7 @@ def plan(settings: Settings) -> dict[str, Any]:
         "parameters": parameter_count(sizes),
         "devices": [str(device) for device in actor.mesh.devices.flat],
         "mesh": dict(actor.mesh.shape),
+        "engine_devices": [str(device) for device in actor.placement.sampling.devices.flat],
         "memory_mb": memory(settings, sizes, reading.engine.sizes if reading else None),
         "plan": {
             "updates": settings.steps,

@@ -8,8 +8,8 @@ Fails: before anything long starts, with what to change
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from dr_jax.learn.update import State, begin, make_update, through
 from dr_jax.model.decoder import Weights, describe
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
+from dr_jax.rollout.flight import Flight, Flights
 from dr_jax.rollout.group import run_group, weathered
 from dr_jax.rollout.harvest import Harvest
 from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.trajectory import Episode, Group, Outcome
-from dr_jax.train.actor import Actor, ReadingModel, in_dtype, load_actor, load_reading_model
+from dr_jax.train.actor import Actor, ReadingModel, load_actor, load_reading_model
 from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.places import Place, Places, Speaker
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
@@ -123,7 +124,7 @@ class Run(Stage):
         settings, actor = self.settings, self.actor
         self.held_out = list(held_out)
         self.questions = {question.id: question for question in questions}
-        self._train, self._total = train, Total(settings.reward)
+        self.train, self.total = train, Total(settings.reward)
         axes = {name: spec.axes for name, spec in describe(actor.sizes).items()}
         optimizer = make_optimizer(settings.optimizer, axes, steps=settings.steps)
         self.state: State = begin(actor.weights, optimizer)
@@ -155,23 +156,36 @@ class Run(Stage):
         """The policy's version: how many updates made its weights."""
         return int(jax.device_get(self.state.step))
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep the engine still where an update would share a processor with it; episodes go on with the web meanwhile.
+
+        Two programs on one CPU get into each other's threads and take longer than one after the other; accelerators queue them.
+        """
+        shared = not self.actor.placement.apart and self.actor.mesh.devices.flat[0].platform == "cpu"
+        return self.actor.engine.paused() if shared else nullcontext()
+
     def adopt(self) -> None:
-        """Hand the newest weights to the engine."""
-        self.actor.engine.adopt(in_dtype(self.state.weights, self.settings.model.dtype), version=self.version)
+        """Hand the newest weights to the engine, unless it has them: an update without a lesson leaves them as they are."""
+        if self.actor.engine.version != self.version:
+            lent = self.actor.lent(self.state.weights, self.settings.model.dtype)
+            self.actor.engine.adopt(lent, version=self.version)
 
     async def groups(self) -> AsyncGenerator[list[Group], None]:
         """Yield the groups of one update after another, for ever; those that the world failed come along, beyond the number.
 
-        With a staleness of 0 each update's groups are started with the newest weights and all of them are awaited, in the
-        order of the stream; in the place of those that the world failed, others are started. Otherwise episodes stay in
-        flight across updates, and groups with too old tokens are given back.
+        Where the settings drain, each update's groups are started with the newest weights and all of them are awaited, in the
+        order of the stream; in the place of those that the world failed, others are started. Otherwise groups stay in flight
+        across updates and go on while one is computed; see `rollout.flight`.
 
         Raises:
             WorldDownError: the world fails one group after another, or has been down for too long.
         """
         settings, harvest = self.settings.rollout, self.harvest
-        if not settings.staleness:
+        if settings.drains:
             while True:
+                for group in harvest.retire(self.version - settings.staleness):  # of a run that was stopped with another bound
+                    self.stream.give_back(group.question_id, failed=False)
+                    self.metrics.add("rollout/stale_groups")
                 while missing := harvest.missing:
                     draws = [self.stream.next() for _ in range(missing)]
                     async with aclosing(finished(draws, self._group, at_once=settings.at_once)) as ended:
@@ -179,12 +193,18 @@ class Run(Stage):
                             harvest.add(group)
                 harvest.waiting.sort(key=lambda group: self.stream.place(group.question_id))
                 yield harvest.take()
-        async with aclosing(finished(self._draws(), self._group, at_once=settings.at_once)) as ended:
-            async for _, group in ended:
-                harvest.add(group)
-                self._give_back_stale()
-                if not harvest.missing:
-                    yield harvest.take()
+        flights = Flights(
+            self.stream,
+            harvest,
+            lambda flight: self._group(flight.draw, flight),
+            at_once=settings.at_once,
+            staleness=settings.staleness,
+            most=settings.most,
+            metrics=self.metrics,
+        )
+        async with flights:
+            while True:
+                yield await flights.take(self.version)
 
     def settle(self, groups: Sequence[Group]) -> None:
         """Tell the stream what became of these groups' questions: trained on, or to be drawn again."""
@@ -194,33 +214,24 @@ class Run(Stage):
             else:
                 self.stream.give_back(group.question_id)
 
-    async def _group(self, draw: Draw) -> Group:
+    async def _group(self, draw: Draw, flight: Flight | None = None) -> Group:
         start = time.monotonic()
-        await self._train.healthy()
+        await self.train.healthy()
         if time.monotonic() - start > _WAITED_S:
             self.harvest.world_is_back()
+        actors, settings = self.train.actors, self.settings.rollout
         group = await run_group(
             draw.question,
-            self._train.actors,
+            replace(actors, policy=flight.noting(actors.policy)) if flight else actors,
             self.settings.episode,
-            self._total,
-            size=self.settings.rollout.group_size,
+            self.total,
+            size=settings.group_size,
+            spare=settings.spare,
             run=self.settings.seed,
             purpose=f"train:{draw.epoch}",
+            metrics=self.metrics,
         )
-        return weathered(group, self.settings.rollout.failed_share, self.metrics)
-
-    def _draws(self) -> Iterator[Draw]:
-        while True:
-            yield self.stream.next()
-
-    def _give_back_stale(self) -> None:
-        oldest = self.version - self.settings.rollout.staleness
-        waiting = self.harvest.waiting
-        for group in [one for one in waiting if one.oldest_version is not None and one.oldest_version < oldest]:
-            waiting.remove(group)
-            self.stream.give_back(group.question_id, failed=False)
-            self.metrics.add("rollout/stale_groups")
+        return weathered(group, settings.failed_share, self.metrics)
 
 
 @asynccontextmanager

@@ -70,35 +70,66 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
-    """How many episodes make one update, and how old they may be.
+    """How many episodes make one update, how old they may be, and where they are sampled.
 
     Args:
         groups: questions per update.
         group_size: siblings per question (G); their mean is the baseline, so at least 2.
-        in_flight: episodes at once; 0 means groups x group_size.
-        staleness: how many versions old a trained token may be; 0 collects every batch with the newest weights.
+        spare: siblings beyond G that are started; when G of a group are trainable the slowest are cancelled. The first to
+            end are the shortest, so research that takes longer is learned from less.
+        in_flight: episodes at once; 0 means as many as can be learned from before they are too old, those of
+            `staleness + 1` updates. With more, the first groups to be complete are learned from and some of the others are
+            cancelled, which favours questions that are quickly done.
+        staleness: how many versions old a trained token may be. 0 collects every batch with the newest weights; otherwise
+            episodes go on across updates, and those that would be older at the next one are cancelled.
         failed_share: most of a group's siblings that the world may fail. With more, the group is dropped, because those who
             survive an outage are the quick ones, and its question is asked again.
+        devices: so many devices, the last ones, are the engine's alone, and `mesh` is made of the others; 0 has engine and
+            update take turns on all of them.
     """
 
     groups: int = 8
     group_size: int = 8
+    spare: int = 0
     in_flight: int = 0
     staleness: int = 0
     failed_share: float = 0.25
+    devices: int = 0
+
+    @property
+    def siblings(self) -> int:
+        """How many are started for a question."""
+        return self.group_size + self.spare
 
     @property
     def at_once(self) -> int:
         """How many groups are under way together."""
-        return max(1, (self.in_flight or self.groups * self.group_size) // self.group_size)
+        return max(1, self.in_flight // self.siblings) if self.in_flight else self.groups * (self.staleness + 1)
+
+    @property
+    def most(self) -> int:
+        """How many groups are under way, complete, or being learned from."""
+        return max(self.groups * (self.staleness + 1), self.at_once)
+
+    @property
+    def drains(self) -> bool:
+        """Whether an update waits for all that is under way, and nothing is under way while it lasts."""
+        return not self.staleness and self.at_once <= self.groups
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(
                 f"group_size = {self.group_size}; GRPO compares siblings, so at least 2 are needed (8 or 16 are usual)"
             )
-        if self.groups < 1 or self.in_flight < 0 or self.staleness < 0:
-            raise ValueError(f"{self}: groups of at least 1, in_flight and staleness of at least 0 are needed")
+        if self.groups < 1 or min(self.spare, self.in_flight, self.staleness, self.devices) < 0:
+            raise ValueError(
+                f"{self}: groups of at least 1, and spare, in_flight, staleness and devices of at least 0 are needed"
+            )
+        if 0 < self.in_flight < self.siblings:
+            raise ValueError(
+                f"in_flight = {self.in_flight} is less than the {self.siblings} siblings of one group (group_size + spare); "
+                f"at least {self.siblings} are needed, or 0 for as many as can be learned from"
+            )
         if not 0 <= self.failed_share < 1:
             raise ValueError(f"failed_share = {self.failed_share}; a share from 0 to below 1 is needed")
 

@@ -37,6 +37,7 @@ BAD = [
     (["train", "configs/quickstart.toml", "steps=many"], "steps = 'many'"),
     (["train", "configs/quickstart.toml", "rollout.group_size=1"], "at least 2 are needed"),
     (["train", "configs/nowhere.toml"], "no config file"),
+    (["train", "configs/quickstart.toml", "--join", "here"], "does not say where the other processes are"),
     (["train", "configs/quickstart.toml", "episode.temperature=-1"], "temperature, top_p and top_k are -1"),
     (["train", "configs/quickstart.toml", "engine.pages=9"], "engine.pages = 9 hold"),
     (["sft", "configs/littleweb_cold_start.toml", "cold_start.size=nope"], "size = 'nope'; one of tiny"),

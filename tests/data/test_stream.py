@@ -64,6 +64,17 @@ def test_what_is_held_with_the_checkpoint_is_not_drawn_again() -> None:
     assert resumed.epoch == 1
 
 
+def test_a_question_that_is_held_for_two_epochs_stays_out_in_both() -> None:
+    stream = Stream(questions(1))
+    assert [(draw.question.id, draw.epoch) for draw in (stream.next(), stream.next())] == [("q0", 0), ("q0", 1)]
+    resumed = Stream(questions(1))
+    resumed.restore(stream.state(), held=["q0", "q0"])
+    assert resumed.in_flight == 2
+    for _ in range(2):
+        resumed.mark_trained("q0")
+    assert resumed.next().epoch == 2
+
+
 def test_a_question_that_the_world_fails_is_drawn_again_a_few_times() -> None:
     stream = Stream(questions(2), tries=3)
     bad, good = stream.next().question.id, stream.next().question.id

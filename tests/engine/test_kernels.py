@@ -10,8 +10,9 @@ import pytest
 
 from dr_jax.engine import choice
 from dr_jax.engine.choice import Form, decoding
+from dr_jax.engine.items import Items, Tiles, listed
 from dr_jax.engine.kernels import Decoding
-from dr_jax.engine.paged import Pools, Tiles, paged_attention
+from dr_jax.engine.paged import Pools, paged_attention
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.model import trial
 from dr_jax.model.sizes import NAMED
@@ -71,11 +72,12 @@ def attended(tiles: Tiles, queries: int, valid_B1: jax.Array) -> tuple[jax.Array
     q_BQHC = jnp.repeat(q_BQHC, queries, axis=1)
     k_BQKC, v_BQKC = (jax.random.normal(jax.random.key(seed), (B, queries, 2, 16)) for seed in (3, 4))
     positions_BQ = LENGTHS[:, None] + jnp.arange(queries)[None]
+    items = listed(np.asarray(TABLES), np.asarray(positions_BQ[:, 0] + 1), W, tiles) if queries == 1 else None
 
     @jax.jit
     def attend(pools: Pools, *new: jax.Array) -> tuple[jax.Array, Pools]:
         valid_BQ = jnp.broadcast_to(valid_B1, positions_BQ.shape)
-        return paged_attention(pools, TABLES, positions_BQ, valid_BQ, tiles)(pools, jnp.int32(1), *new)
+        return paged_attention(pools, TABLES, positions_BQ, valid_BQ, tiles, items)(pools, jnp.int32(1), *new)
 
     return attend(pools, q_BQHC, k_BQKC, v_BQKC)
 
@@ -139,12 +141,12 @@ def test_forms_count_what_one_device_has() -> None:
 def test_the_trial_holds_a_kernel_against_plain_attention() -> None:
     form = Form(slots=3, heads=4, kv_heads=2, channels=8, page_size=4, pages=5, dtype="float32")
     plain, kernels, arguments = choice._trial("gpu", form)
-    pools, tables, positions, q, *_ = arguments
+    pools, tables, positions, _, q, *_ = arguments
     assert (q.shape, pools[0].shape, tables.shape) == ((3, 1, 4, 8), (2, 2, 15, 4, 8), (3, 5))
     assert (positions.min() >= 5, positions.max() < 20) == (True, True)
     assert list(kernels) == ["pallas"]
 
-    def short(pools: Pools, tables: jax.Array, positions: jax.Array, *new: jax.Array) -> jax.Array:
-        return plain(pools, tables, positions - 1, *new)
+    def short(pools: Pools, tables: jax.Array, positions: jax.Array, items: Items, *new: jax.Array) -> jax.Array:
+        return plain(pools, tables, positions - 1, items, *new)
 
     assert set(trial.timed({"plain": plain, "short": short}, arguments, "it")) == {"plain"}

@@ -204,3 +204,51 @@ def test_everything_ends_whatever_is_asked(asked: list[tuple[list[int], int, int
     assert all(arriving.left == 0 for _, arriving in arrivals)
     assert one.requests == []
     assert one.pool.held == 0
+
+
+def test_a_call_can_follow_one_whose_ids_are_not_known_yet() -> None:
+    one = scheduler()
+    asked = [request([7, 8, 9], budget=9), request([17, 18, 19], budget=2)]
+    for waiting in asked:
+        one.add(waiting)
+    step(one)
+    work = one.plan().work
+    assert work == Decode(tuple(asked))
+    ahead = one.ahead(work)
+    assert ahead is not None
+    assert ahead.work == Decode(tuple(asked), unread=4)
+    assert asked[0].lease is not None
+    assert len(asked[0].lease.pages) * 4 >= 3 + 2 * 4, "there is room for both calls"
+
+
+def test_no_call_follows_one_that_makes_room_for_somebody_who_waits() -> None:
+    one = scheduler(slots=2)
+    asked = [request([7, 8, 9], budget=9), request([17, 18, 19], budget=2), request([27, 28], budget=2)]
+    for waiting in asked:
+        one.add(waiting)
+    step(one)
+    work = one.plan().work
+    assert work == Decode(tuple(asked[:2]))
+    assert one.ahead(work) is None, "the second one ends in it, and the third one takes its slot"
+
+
+def test_no_call_follows_the_last_one() -> None:
+    one = scheduler()
+    one.add(request([7, 8, 9], budget=3))
+    step(one)
+    work = one.plan().work
+    assert isinstance(work, Decode)
+    assert one.ahead(work) is None
+
+
+def test_stretches_follow_stretches_before_what_those_draw_is_known() -> None:
+    one = scheduler(rows=(2,))
+    one.add(request(list(range(30))))
+    work = one.plan().work
+    assert isinstance(work, Prefill)
+    for stretch in work.stretches:
+        one.computed(stretch.request, stretch.ids)
+    ahead = one.ahead(work)
+    assert ahead is not None
+    assert isinstance(ahead.work, Prefill)
+    assert [stretch.start for stretch in ahead.work.stretches] == [16, 24]

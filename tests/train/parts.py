@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 
 from dr_jax.data.question import Question
@@ -32,4 +33,23 @@ def interrupted(rewards_NG: Sequence[Values]) -> list[Values]:
     CALLS.append(len(rewards_NG))
     if len(CALLS) == 2:
         os.kill(os.getpid(), signal.SIGTERM)
+    return standardized(rewards_NG)
+
+
+ENDED: list[float] = []
+MEANWHILE: list[int] = []
+
+
+def noted(episode: Episode, question: Question) -> float:
+    """Note when an episode ended."""
+    ENDED.append(time.monotonic())
+    return monotony(episode, question)
+
+
+def slow(rewards_NG: Sequence[Values]) -> list[Values]:
+    """Learn until five more episodes have ended, or for half a minute, and note how many did."""
+    before, start = len(ENDED), time.monotonic()
+    while len(ENDED) < before + 5 and time.monotonic() < start + 30.0:
+        time.sleep(0.01)
+    MEANWHILE.append(len(ENDED) - before)
     return standardized(rewards_NG)

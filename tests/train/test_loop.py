@@ -184,12 +184,53 @@ async def test_a_checkpoint_of_another_model_is_refused_by_name(settings: Settin
         await train(other, resume=True, told=silent)
 
 
+def overlapped(settings: Settings, **options: Any) -> Settings:
+    """Keep episodes in flight across updates, twice as many as an update needs."""
+    given = {"staleness": 1, "in_flight": 8} | options
+    return dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, **given))
+
+
 async def test_9_no_trained_token_is_older_than_the_bound(settings: Settings, tmp_path: Path) -> None:
-    rollout = dataclasses.replace(settings.rollout, staleness=1, in_flight=8)
-    await train(dataclasses.replace(settings, rollout=rollout), told=silent)
+    await train(overlapped(settings), told=silent)
+    versions = set()
     for row in read_episodes(tmp_path / "run" / "episodes.jsonl"):
         segments = [segment for one in row["trajectories"] for segment in one["segments"] if segment["author"] == "policy"]
         assert all(row["step"] - 1 - version <= 1 for segment in segments for version in segment["versions"])
+        versions |= {row["step"] - 1 - version for segment in segments for version in segment["versions"]}
+    assert versions == {0, 1}, "nothing went on across an update"
+
+
+async def test_episodes_begin_and_end_while_an_update_is_computed(settings: Settings) -> None:
+    parts.ENDED.clear()
+    parts.MEANWHILE.clear()
+    reward = dataclasses.replace(settings.reward, parts={"tests.train.parts:noted": 1.0})
+    wide = overlapped(settings, staleness=3)  # eight groups may be under way, complete, or being learned from
+    await train(dataclasses.replace(wide, steps=1, advantage="tests.train.parts:slow", reward=reward), told=silent)
+    # Two groups of two were under way beside those that are learned from: the fifth episode began with the update or during it.
+    assert parts.MEANWHILE[0] >= 5
+
+
+async def test_7_what_is_in_flight_across_updates_is_neither_lost_nor_trained_twice(settings: Settings, tmp_path: Path) -> None:
+    few = dataclasses.replace(overlapped(settings, spare=1), data=dataclasses.replace(settings.data, questions=12), steps=6)
+
+    def stop_after(last: int) -> Any:
+        def told(phase: str, index: int, numbers: Mapping[str, Any]) -> None:
+            if phase == "step" and index == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return told
+
+    before = asyncio.all_tasks()
+    for last in (1, 2, 4):
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(train(few, resume=last > 1, told=stop_after(last)))
+        assert asyncio.all_tasks() == before
+    await train(few, resume=True, told=silent)
+    rows = list(read_episodes(tmp_path / "run" / "episodes.jsonl"))
+    assert Counter(row["step"] for row in rows) == dict.fromkeys(range(1, 7), 4)
+    asked = Counter(row["question_id"] for row in rows)
+    assert len(asked) == 12, "a question was lost"
+    assert set(asked.values()) == {2}, "a question was trained twice"
 
 
 async def test_an_earlier_run_of_the_same_name_is_moved_aside(settings: Settings, tmp_path: Path) -> None:

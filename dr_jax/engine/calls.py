@@ -1,0 +1,107 @@
+"""Keep the device busy: the next call is queued before what the last one drew is read.
+
+In:    a scheduler that says what to do, a device that does it
+Out:   requests with their ids; those that are finished are delivered
+Holds: one call at most is queued behind the one that runs, and its rows go on from what that leaves on the device. A call that
+       needs to know what was drawn (somebody new, somebody who ends, pages that run out) waits for it to be read
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from dr_jax.base.metrics import Metrics
+from dr_jax.engine.device import Device, Launched
+from dr_jax.engine.request import Request
+from dr_jax.engine.scheduler import Decode, Prefill, Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A call that was queued and not read yet."""
+
+    work: Prefill | Decode
+    launched: Launched
+    version: int
+    start: float
+
+
+class Calls:
+    """One device call after the other; used by the engine's thread alone.
+
+    Args:
+        scheduler: who is next.
+        device: where it is computed.
+        metrics: counts under `engine/`.
+    """
+
+    def __init__(self, scheduler: Scheduler, device: Device, metrics: Metrics) -> None:
+        self.scheduler, self.device, self.metrics = scheduler, device, metrics
+        self._flight: _Flight | None = None
+        self._landed: float | None = None  # when the device was left without work, while there was some
+
+    def step(self) -> None:
+        """Queue what comes next, then read what was queued before it.
+
+        Raises:
+            RuntimeError: requests wait and nothing can be done for them.
+        """
+        flying, self._flight = self._flight, None
+        plan = self.scheduler.ahead(flying.work) if flying is not None else self.scheduler.plan()
+        if plan is not None:
+            self.device.copy(plan.copies)
+            self._flight = self._launch(plan.work, flying) if plan.work is not None else None
+        if flying is not None:
+            self._read(flying)
+        elif self._flight is None and self.scheduler.requests:
+            raise RuntimeError("requests wait and nothing can be done for them")
+
+    def land(self) -> None:
+        """Read what is queued, so that nothing is under way: requests and weights can be changed now."""
+        flying, self._flight = self._flight, None
+        if flying is not None:
+            self._read(flying)
+        self._landed = None  # what others do now, an update among it, is not the engine's time
+
+    def _launch(self, work: Prefill | Decode, after: _Flight | None) -> _Flight:
+        start = time.perf_counter()
+        if self._landed is not None and after is None:
+            self.metrics.observe("engine/host_s", start - self._landed)
+        match work:
+            case Prefill():
+                launched = self.device.prefill(work)
+                for stretch in work.stretches:
+                    self.scheduler.computed(stretch.request, stretch.ids)
+                    self.metrics.add("engine/prefill_tokens", len(stretch.ids))
+            case Decode():
+                launched = self.device.decode(work, after.launched if after is not None else None)
+        return _Flight(work, launched, self.device.version, start)
+
+    def _read(self, flight: _Flight) -> None:
+        drawn = self.device.read(flight.launched)
+        now = time.perf_counter()
+        spent = now - max(flight.start, self._landed or 0.0)
+        self._landed = now
+        match flight.work:
+            case Prefill(stretches):
+                self.metrics.observe("engine/prefill_s", spent)
+                for stretch, (ids, logprobs) in zip(stretches, drawn, strict=True):
+                    if stretch.last:
+                        self._drew(stretch.request, ids, logprobs, flight.version)
+            case Decode(requests):
+                self.metrics.observe("engine/decode_s", spent)
+                self.metrics.observe("engine/slots_busy", sum(not request.finished for request in requests))
+                for request, (ids, logprobs) in zip(requests, drawn, strict=True):
+                    if ids:
+                        self.scheduler.computed(request, [request.ids[-1], *ids[:-1]])
+                        self.metrics.add("engine/decode_tokens", len(ids))
+                        self._drew(request, ids, logprobs, flight.version)
+        if not self.scheduler.requests:
+            self._landed = None
+
+    def _drew(self, request: Request, ids: list[int], logprobs: list[float], version: int) -> None:
+        request.append(ids, logprobs, version)
+        if request.finished:
+            self.scheduler.remove(request)
+            request.deliver(request.result())
