@@ -27,6 +27,8 @@ from rich.table import Table
 
 from benchmarks.result import RESULTS, Spread, write_json
 from dr_jax.base.trace import configure
+from dr_jax.engine.device import tiles
+from dr_jax.engine.items import Tiles, listed
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings
@@ -110,7 +112,9 @@ def decoded(scale: Scale, bandwidth: float) -> Iterator[Measured]:
             planned = engine_programs(sizes, mesh, settings)[-1]
             weights, pools, rows = planned.arguments
             weights, pools = random_weights(sizes, weights), drawn_like(pools)
-            rows = jax.device_put(full_rows(rows, settings, sizes.vocab), jax.tree.map(lambda leaf: leaf.sharding, rows))
+            cut = tiles(settings, sizes, jax.default_backend(), mesh)
+            places = jax.tree.map(lambda leaf: leaf.sharding, rows)
+            rows = jax.device_put(full_rows(rows, settings, cut, sizes.vocab), places)
 
             def go(pools: Any, planned: Planned = planned, weights: Any = weights, rows: Any = rows) -> Any:
                 return planned.program(weights, pools, rows)[0]
@@ -202,16 +206,17 @@ def drawn_like(like: Any) -> Any:
     return tree.unflatten([draw(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)])
 
 
-def full_rows(like: Any, settings: EngineSettings, vocab: int) -> Any:
+def full_rows(like: Any, settings: EngineSettings, cut: Tiles, vocab: int) -> Any:
     """Fill the rows of a decode call: each at its longest, with pages of its own, drawing at temperature 1."""
     rng, slots = np.random.default_rng(0), settings.slots
-    tables = 1 + np.arange(slots * settings.pages_per_request, dtype=np.int32).reshape(slots, -1)
+    tables = 1 + rng.permutation(slots * settings.pages_per_request).astype(np.int32).reshape(slots, -1)
     return like._replace(
         ids_B=rng.integers(0, vocab, slots, np.int32),
         lengths_B=np.full(slots, settings.max_context - settings.tokens_per_call, np.int32),
         lefts_B=np.full(slots, settings.tokens_per_call, np.int32),
         stops_BE=np.full(like.stops_BE.shape, -1, np.int32),
-        tables_BX=rng.permutation(tables.ravel()).reshape(tables.shape),
+        tables_BX=tables,
+        items=listed(tables, np.full(slots, settings.max_context), settings.page_size, cut),
         draws=like.draws._replace(
             keys_B2=rng.integers(0, 2**32, (slots, 2), np.uint32),
             indices_B=np.zeros(slots, np.int32),
