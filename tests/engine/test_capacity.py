@@ -76,4 +76,4 @@ def test_an_engine_is_refused_with_what_one_device_holds_of_it() -> None:
     for given, share in ((weights(0), 1), (placed, TINY.kv_heads)):
         with pytest.raises(CapacityError, match="at most 3 slots"):
             Engine(given, TINY, dataclasses.replace(settings, memory_gib=0.95 * whole / share))
-        Engine(given, TINY, dataclasses.replace(settings, memory_gib=1.01 * whole / share))
+    Engine(placed, TINY, dataclasses.replace(settings, memory_gib=1.01 * whole / TINY.kv_heads))

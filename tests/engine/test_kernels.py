@@ -82,7 +82,7 @@ def attended(tiles: Tiles, queries: int, valid_B1: jax.Array) -> tuple[jax.Array
     return attend(pools, q_BQHC, k_BQKC, v_BQKC)
 
 
-@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("queries", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_pages_are_read_alike_however_they_are_laid_out(queries: int) -> None:
     found, expected = (attended(TILES._replace(flat=flat), queries, jnp.ones((B, 1), bool))[0] for flat in (False, True))
     np.testing.assert_array_equal(found, expected)

@@ -1,6 +1,6 @@
 """Kernels in Pallas' interpreter, held against plain JAX: the same numbers, and the same gradients."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.
     return segment_attention(segments, block=50)(None, jnp.int32(0), q, k, v)[0]
 
 
+@lru_cache
 def with_gradients(kernel: Kernel, kv_heads: int) -> tuple[jax.Array, ...]:
     q, k, v, above = drawn(kv_heads)
 
@@ -39,7 +40,7 @@ def with_gradients(kernel: Kernel, kv_heads: int) -> tuple[jax.Array, ...]:
 
 
 @pytest.mark.parametrize("kv_heads", [2, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", ["splash", "triton", pytest.param("cudnn", marks=pytest.mark.slow)])
 def test_kernels_agree_with_plain_attention_and_so_do_their_gradients(name: str, kv_heads: int) -> None:
     found = with_gradients(partial(KERNELS[name], interpret=True), kv_heads)
     for one, expected in zip(found, with_gradients(plain, kv_heads), strict=True):
@@ -56,6 +57,12 @@ def test_bfloat16_stays_bfloat16_and_near(name: str) -> None:
     assert float(jnp.abs(found.astype(jnp.float32) * REAL - plain(q, k, v, SEGMENTS) * REAL).max()) < 0.05
 
 
+def mixed(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    """Not attention, but of its shape: every number of the output has one of each input in it, and compiles fast."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    return q * k + v * segments[:, :, None, None].astype(v.dtype)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_each_device_attends_for_its_rows_and_heads(kv_heads: int) -> None:
     # One key head for two devices' query heads: both get it.
@@ -64,18 +71,18 @@ def test_each_device_attends_for_its_rows_and_heads(kv_heads: int) -> None:
 
     def kernel(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         seen.append((*q.shape, k.shape[2]))
-        return plain(q, k, v, segments)
+        return mixed(q, k, v, segments)
 
     with jax.set_mesh(mesh):
         found = with_gradients(partial(over_devices, kernel), kv_heads)
     assert set(seen) == {(B // 2, T, H // 2, C, 1)}
-    for one, expected in zip(found, with_gradients(plain, kv_heads), strict=True):
-        np.testing.assert_allclose(one, expected, atol=2e-5)
+    for one, expected in zip(found, with_gradients(mixed, kv_heads), strict=True):
+        np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_that_do_not_divide_stay_whole() -> None:
     mesh = make_mesh(MeshSettings(data=1, fsdp=4, tensor=1), jax.devices()[:4])
     q, k, v, _ = drawn(2)
     with jax.set_mesh(mesh):
-        found = jax.jit(partial(over_devices, plain))(q, k, v, SEGMENTS)
-    np.testing.assert_allclose(found * REAL, plain(q, k, v, SEGMENTS) * REAL, atol=1e-6)
+        found = jax.jit(partial(over_devices, mixed))(q, k, v, SEGMENTS)
+    np.testing.assert_allclose(found, jax.jit(mixed)(q, k, v, SEGMENTS), rtol=1e-6)
