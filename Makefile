@@ -22,6 +22,7 @@ test-slow: $(VENV)/.installed-dev
 # Side by side with Tunix and transformers, whose environments (3 GB) are made on first use.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.update
 
 # Pinned versions with hashes; needs `pip install uv`.
 lock:

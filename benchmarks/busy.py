@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dr_jax.base.metrics import Metrics
 
 Interval = tuple[float, float]
-KINDS = {"engine": "engine/", "update": "update/s"}
+KINDS = {"engine/prefill_s": "engine", "engine/decode_s": "engine", "update/s": "update"}
 
 
 class Busy(Metrics):
@@ -20,15 +20,14 @@ class Busy(Metrics):
 
     def __init__(self) -> None:
         super().__init__()
-        self.intervals: dict[str, list[Interval]] = {kind: [] for kind in KINDS}
+        self.intervals: dict[str, list[Interval]] = {kind: [] for kind in KINDS.values()}
 
     def observe(self, name: str, value: float) -> None:
-        """Record a value; if it is of seconds at the device, that interval too."""
+        """Record a value; if it is of seconds at the device, and not of the host, that interval too."""
         super().observe(name, value)
-        for kind, prefix in KINDS.items():
-            if name.startswith(prefix) and name.endswith(("_s", "/s")):
-                now = time.perf_counter()
-                self.intervals[kind].append((now - value, now))
+        if name in KINDS:
+            now = time.perf_counter()
+            self.intervals[KINDS[name]].append((now - value, now))
 
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:

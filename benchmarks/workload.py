@@ -12,6 +12,7 @@ import numpy as np
 
 SEED = 20251126
 SPECIAL = 3  # ids below are padding, beginning and end for somebody
+LEARNING_RATE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +94,44 @@ def decode_work(name: str, vocab: int) -> list[Request]:
     return requests
 
 
-def update_work(name: str, vocab: int) -> list[tuple[tuple[int, ...], int]]:
-    """Return the rows of an update benchmark: ids, and how many of the first ones are the prompt's.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One trajectory to learn from: its ids, how many of the first ones are the prompt's, and what it was worth."""
 
-    `equal`: 16 rows of 512, 256 of prompt. `ragged`: 32 rows of 64 to 1,024, log-uniform, of which a quarter is prompt.
+    ids: tuple[int, ...]
+    prompt: int
+    advantage: float
+
+
+def update_work(name: str, vocab: int) -> list[Row]:
+    """Return the rows of an update benchmark.
+
+    `equal`: 8 rows of 512, of which 256 are prompt. `few`: 2 of them, for large models. `ragged`: 16 rows of 64 to 1,024,
+    log-uniform, of which a quarter is prompt.
     """
     rng = np.random.default_rng(SEED + 1)
-    lengths = [512] * 16 if name == "equal" else [int(one) for one in np.exp(rng.uniform(np.log(64), np.log(1024), 32))]
-    prompts = [256 if name == "equal" else length // 4 for length in lengths]
+    same = {"equal": 8, "few": 2}
+    lengths = [512] * same[name] if name in same else [int(one) for one in np.exp(rng.uniform(np.log(64), np.log(1024), 16))]
     return [
-        (tuple(int(one) for one in rng.integers(SPECIAL, vocab, length)), prompt)
-        for length, prompt in zip(lengths, prompts, strict=True)
+        Row(
+            tuple(int(one) for one in rng.integers(SPECIAL, vocab, length)),
+            256 if name in same else length // 4,
+            float(rng.normal()),
+        )
+        for length in lengths
     ]
+
+
+def useful_flops(rows: list[Row], model: Model) -> float:
+    """Count the floating-point operations that an update of these rows asks for, padding and recomputation left out.
+
+    A product with a matrix of n numbers takes 2 n operations a token forward and 4 n backward (Kaplan et al., arXiv
+    2001.08361, section 2.1), and each pair of a query and a key that it may see 4 H C a layer forward, 8 H C backward (the
+    causal half of Chowdhery et al., arXiv 2204.02311, appendix B). The head is counted for the tokens that are learned from
+    only, the look-up of embeddings not at all; so this is less than 6 n with all parameters.
+    """
+    layers = model.layers * model.width * (model.head_dim * (2 * model.heads + 2 * model.kv_heads) + 3 * model.ff)
+    tokens, learned = sum(len(row.ids) for row in rows), sum(len(row.ids) - row.prompt for row in rows)
+    pairs = sum(len(row.ids) * (len(row.ids) + 1) / 2 for row in rows)
+    head = model.vocab * model.width
+    return 6.0 * (layers * tokens + head * learned) + 12.0 * model.layers * model.heads * model.head_dim * pairs

@@ -18,7 +18,7 @@ from dr_jax.engine.scheduler import Decode, Prefill, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _Queued:
     """A call that was queued and not read yet."""
 
     work: Prefill | Decode
@@ -38,8 +38,13 @@ class Calls:
 
     def __init__(self, scheduler: Scheduler, device: Device, metrics: Metrics) -> None:
         self.scheduler, self.device, self.metrics = scheduler, device, metrics
-        self._flight: _Flight | None = None
+        self._queued: _Queued | None = None
         self._landed: float | None = None  # when the device was left without work, while there was some
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a call was queued and not read."""
+        return self._queued is not None
 
     def step(self) -> None:
         """Queue what comes next, then read what was queued before it.
@@ -47,24 +52,24 @@ class Calls:
         Raises:
             RuntimeError: requests wait and nothing can be done for them.
         """
-        flying, self._flight = self._flight, None
-        plan = self.scheduler.ahead(flying.work) if flying is not None else self.scheduler.plan()
+        queued, self._queued = self._queued, None
+        plan = self.scheduler.ahead(queued.work) if queued is not None else self.scheduler.plan()
         if plan is not None:
             self.device.copy(plan.copies)
-            self._flight = self._launch(plan.work, flying) if plan.work is not None else None
-        if flying is not None:
-            self._read(flying)
-        elif self._flight is None and self.scheduler.requests:
+            self._queued = self._launch(plan.work, queued) if plan.work is not None else None
+        if queued is not None:
+            self._read(queued)
+        elif self._queued is None and self.scheduler.requests:
             raise RuntimeError("requests wait and nothing can be done for them")
 
     def land(self) -> None:
         """Read what is queued, so that nothing is under way: requests and weights can be changed now."""
-        flying, self._flight = self._flight, None
-        if flying is not None:
-            self._read(flying)
+        queued, self._queued = self._queued, None
+        if queued is not None:
+            self._read(queued)
         self._landed = None  # what others do now, an update among it, is not the engine's time
 
-    def _launch(self, work: Prefill | Decode, after: _Flight | None) -> _Flight:
+    def _launch(self, work: Prefill | Decode, after: _Queued | None) -> _Queued:
         start = time.perf_counter()
         if self._landed is not None and after is None:
             self.metrics.observe("engine/host_s", start - self._landed)
@@ -76,19 +81,19 @@ class Calls:
                     self.metrics.add("engine/prefill_tokens", len(stretch.ids))
             case Decode():
                 launched = self.device.decode(work, after.launched if after is not None else None)
-        return _Flight(work, launched, self.device.version, start)
+        return _Queued(work, launched, self.device.version, start)
 
-    def _read(self, flight: _Flight) -> None:
-        drawn = self.device.read(flight.launched)
+    def _read(self, call: _Queued) -> None:
+        drawn = self.device.read(call.launched)
         now = time.perf_counter()
-        spent = now - max(flight.start, self._landed or 0.0)
+        spent = now - max(call.start, self._landed or 0.0)
         self._landed = now
-        match flight.work:
+        match call.work:
             case Prefill(stretches):
                 self.metrics.observe("engine/prefill_s", spent)
                 for stretch, (ids, logprobs) in zip(stretches, drawn, strict=True):
                     if stretch.last:
-                        self._drew(stretch.request, ids, logprobs, flight.version)
+                        self._drew(stretch.request, ids, logprobs, call.version)
             case Decode(requests):
                 self.metrics.observe("engine/decode_s", spent)
                 self.metrics.observe("engine/slots_busy", sum(not request.finished for request in requests))
@@ -96,7 +101,7 @@ class Calls:
                     if ids:
                         self.scheduler.computed(request, [request.ids[-1], *ids[:-1]])
                         self.metrics.add("engine/decode_tokens", len(ids))
-                        self._drew(request, ids, logprobs, flight.version)
+                        self._drew(request, ids, logprobs, call.version)
         if not self.scheduler.requests:
             self._landed = None
 

@@ -280,7 +280,7 @@ class Engine:
     def _step(self) -> bool:
         """Do what other threads asked for, then one device call; False when it is time to end."""
         with self._changed:
-            while not (self._closing or self._inbox or self._scheduler.requests):
+            while not (self._closing or self._inbox or self._scheduler.requests or self._calls.under_way):
                 self._changed.wait()
             if self._closing:
                 return False

@@ -227,31 +227,53 @@ def _piece(trajectory: Trajectory, value: float, additions: Iterator[float], wei
     )
 
 
-def _rows(pieces: Sequence[_Piece], settings: BatchSettings) -> Iterator[tuple[int, list[list[_Piece]]]]:
-    """Deal pieces into rows, first fit decreasing, and yield one length with its rows per micro-batch.
+def _rows(pieces: Sequence[_Piece], settings: BatchSettings) -> list[tuple[int, list[list[_Piece]]]]:
+    """Deal pieces into the rows of few micro-batches with little padding; return each one's length and rows, longest first.
 
-    From the longest length down: pieces that fit no shorter row open rows, those are rounded up to whole micro-batches,
-    and what space is left in them is filled with shorter pieces before a shorter length is opened.
+    The lengths are chosen for the whole batch: as much room as there are tokens, then more by what found none. Pieces go best
+    fit decreasing: Johnson, "Near-optimal bin packing algorithms" (1973).
     """
     waiting = sorted(pieces, key=len, reverse=True)
-    for shorter, length in reversed(list(zip((0, *settings.lengths), settings.lengths, strict=False))):
-        rows: list[list[_Piece]] = []
-        space: list[int] = []
-        left: list[_Piece] = []
-        for piece in waiting:
-            at = next((at for at, free in enumerate(space) if free >= len(piece)), None)
-            if at is None and len(piece) > shorter:
-                at = len(rows)
-                rows += [[] for _ in range(settings.rows)]
-                space += [length] * settings.rows
-            if at is None:
-                left.append(piece)
-            else:
-                rows[at].append(piece)
-                space[at] -= len(piece)
-        for start in range(0, len(rows), settings.rows):
-            yield length, rows[start : start + settings.rows]
-        waiting = left
+    room = sum(map(len, waiting))
+    while waiting:
+        lengths = _lengths(room, len(waiting[0]), settings)
+        rows, left = _dealt(waiting, np.repeat(lengths, settings.rows))
+        if not left:
+            cut = [rows[start : start + settings.rows] for start in range(0, len(rows), settings.rows)]
+            used = [(max(sum(map(len, row)) for row in one), one) for one in cut]
+            shortest = [(next(length for length in settings.lengths if length >= most), one) for most, one in used if most]
+            return sorted(shortest, key=lambda found: -found[0])
+        room += left
+    return []
+
+
+def _lengths(room: int, longest: int, settings: BatchSettings) -> list[int]:
+    """Choose lengths of micro-batches that hold so many tokens, and the longest piece: the largest first, few in number."""
+    *shorter, largest = settings.lengths
+    found = [largest] * (room // (settings.rows * largest))
+    if not found:
+        found = [next(length for length in settings.lengths if length >= longest)]
+    rest = room - settings.rows * sum(found)
+    for length in reversed(shorter):
+        while rest >= settings.rows * length:
+            found.append(length)
+            rest -= settings.rows * length
+    return [*found, settings.lengths[0]] if rest > 0 else found
+
+
+def _dealt(pieces: Sequence[_Piece], space: Int[np.ndarray, " rows"]) -> tuple[list[list[_Piece]], int]:
+    """Put each piece into the row that it fills best; return the rows, and how many tokens found no room."""
+    rows: list[list[_Piece]] = [[] for _ in space]
+    left = 0
+    for piece in pieces:
+        over = space - len(piece)
+        at = int(np.where(over < 0, np.iinfo(over.dtype).max, over).argmin())
+        if over[at] < 0:
+            left += len(piece)
+        else:
+            rows[at].append(piece)
+            space[at] = over[at]
+    return rows, left
 
 
 def _rectangle(rows: Sequence[Sequence[_Piece]], length: int, total: float) -> Batch:

@@ -9,13 +9,11 @@ Holds: rows are in order, so causality is by index; scores exist for one pair of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dr_jax.model.decoder import Attend
@@ -69,25 +67,25 @@ def _gather(q: Array, k: Array, v: Array, segments: Array, size: int) -> Array:
 
 def _gather_forward(q: Array, k: Array, v: Array, segments: Array, size: int) -> tuple[Array, tuple[Array, ...]]:
     blocks = _cut(q, k, v, segments, size)
+    first_I, _ = _ranges(blocks.segments_IBS)
 
-    def meet(carry: tuple[Array, ...], query: Array, key: Array) -> tuple[Array, ...]:
-        best_IBKR, total_IBKR, out_IBKRC = carry
-        scores = _scores(blocks, query, key)
-        before = best_IBKR[query]
-        best = jnp.maximum(before, scores.max(axis=-1))
-        weights, shrink = jnp.exp(scores - best[..., None]), jnp.exp(before - best)
-        out = _product("BKRS,BKSC->BKRC", weights, blocks.v_IBKSC[key])
-        return (
-            best_IBKR.at[query].set(best),
-            total_IBKR.at[query].set(total_IBKR[query] * shrink + weights.sum(axis=-1)),
-            out_IBKRC.at[query].set(out_IBKRC[query] * shrink[..., None] + out),
-        )
+    def one(query: Array) -> tuple[Array, Array]:
+        def meet(key: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            before_BKR, total_BKR, out_BKRC = carry
+            scores = _scores(blocks, query, key)
+            best_BKR = jnp.maximum(before_BKR, scores.max(axis=-1))
+            weights, shrink = jnp.exp(scores - best_BKR[..., None]), jnp.exp(before_BKR - best_BKR)
+            out = _product("BKRS,BKSC->BKRC", weights, blocks.v_IBKSC[key])
+            return best_BKR, total_BKR * shrink + weights.sum(axis=-1), out_BKRC * shrink[..., None] + out
 
-    rows = blocks.q_IBKRC.shape[:-1]
-    empty = (jnp.full(rows, _HIDDEN), jnp.zeros(rows), jnp.zeros(blocks.q_IBKRC.shape, jnp.float32))
-    best, total, out_IBKRC = _over_pairs(meet, empty, blocks.segments_IBS)
-    out = _joined(out_IBKRC / total[..., None], q.shape).astype(q.dtype)
-    return out, (q, k, v, segments, out, best + jnp.log(total))
+        rows = blocks.q_IBKRC.shape[1:-1]
+        empty = (jnp.full(rows, _HIDDEN), jnp.zeros(rows), jnp.zeros(blocks.q_IBKRC.shape[1:], jnp.float32))
+        best, total, out_BKRC = jax.lax.fori_loop(first_I[query], query + 1, meet, empty)
+        return out_BKRC / total[..., None], best + jnp.log(total)
+
+    out_IBKRC, total_IBKR = jax.lax.map(one, jnp.arange(blocks.q_IBKRC.shape[0], dtype=jnp.int32))
+    out = _joined(out_IBKRC, q.shape).astype(q.dtype)
+    return out, (q, k, v, segments, out, total_IBKR)
 
 
 def _gather_backward(size: int, kept: tuple[Array, ...], above: Array) -> tuple[Array, Array, Array, None]:
@@ -95,21 +93,26 @@ def _gather_backward(size: int, kept: tuple[Array, ...], above: Array) -> tuple[
     blocks = _cut(q, k, v, segments, size)
     above_IBKRC = _split(above, size, k.shape[2])
     along_IBKR = jnp.sum(_split(above.astype(jnp.float32) * out.astype(jnp.float32), size, k.shape[2]), axis=-1)
+    _, last_I = _ranges(blocks.segments_IBS)
 
-    def meet(carry: tuple[Array, ...], query: Array, key: Array) -> tuple[Array, ...]:
-        dq_IBKRC, dk_IBKCS, dv_IBKCS = carry  # turned: their products run faster so
-        shares = jnp.exp(_scores(blocks, query, key) - total_IBKR[query][..., None])
-        rise = _product("BKRC,BKSC->BKRS", above_IBKRC[query], blocks.v_IBKSC[key])
-        dscores = shares * (rise - along_IBKR[query][..., None])
-        return (
-            dq_IBKRC.at[query].add(_product("BKRS,BKSC->BKRC", dscores, blocks.k_IBKSC[key])),
-            dk_IBKCS.at[key].add(_product("BKRC,BKRS->BKCS", blocks.q_IBKRC[query], dscores)),
-            dv_IBKCS.at[key].add(_product("BKRC,BKRS->BKCS", above_IBKRC[query], shares)),
-        )
+    def one(dq_IBKRC: Array, key: Array) -> tuple[Array, tuple[Array, Array]]:
+        def meet(query: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            dq_IBKRC, dk_BKCS, dv_BKCS = carry  # turned: their products run faster so
+            shares = jnp.exp(_scores(blocks, query, key) - total_IBKR[query][..., None])
+            rise = _product("BKRC,BKSC->BKRS", above_IBKRC[query], blocks.v_IBKSC[key])
+            dscores = shares * (rise - along_IBKR[query][..., None])
+            return (
+                dq_IBKRC.at[query].add(_product("BKRS,BKSC->BKRC", dscores, blocks.k_IBKSC[key])),
+                dk_BKCS + _product("BKRC,BKRS->BKCS", blocks.q_IBKRC[query], dscores),
+                dv_BKCS + _product("BKRC,BKRS->BKCS", above_IBKRC[query], shares),
+            )
 
-    turned = (*blocks.k_IBKSC.shape[:-2], blocks.k_IBKSC.shape[-1], size)
-    empty = (jnp.zeros(blocks.q_IBKRC.shape), jnp.zeros(turned), jnp.zeros(turned))
-    dq, dk, dv = _over_pairs(meet, empty, blocks.segments_IBS)
+        shape = (*blocks.k_IBKSC.shape[1:-2], blocks.k_IBKSC.shape[-1], size)
+        dq_IBKRC, *turned = jax.lax.fori_loop(key, last_I[key] + 1, meet, (dq_IBKRC, jnp.zeros(shape), jnp.zeros(shape)))
+        return dq_IBKRC, tuple(turned)
+
+    numbers = jnp.arange(blocks.q_IBKRC.shape[0], dtype=jnp.int32)
+    dq, (dk, dv) = jax.lax.scan(one, jnp.zeros(blocks.q_IBKRC.shape), numbers)
     dk, dv = dk.swapaxes(-1, -2), dv.swapaxes(-1, -2)
     dq = _joined(dq * jnp.float32(q.shape[-1] ** -0.5), q.shape)
     return dq.astype(q.dtype), _joined(dk, k.shape).astype(k.dtype), _joined(dv, v.shape).astype(v.dtype), None
@@ -118,22 +121,18 @@ def _gather_backward(size: int, kept: tuple[Array, ...], above: Array) -> tuple[
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def _over_pairs(meet: Callable[..., Any], carry: Any, segments_IBS: Array) -> Any:
-    """Let every block of queries meet each block of keys up to its own that shares a segment with it in some row.
+def _ranges(segments_IBS: Int[Array, "I B S"]) -> tuple[Int[Array, " I"], Int[Array, " I"]]:
+    """Find the first block of keys that each block of queries meets, and the last block of queries that each of keys meets.
 
-    Its own block comes last and holds each query's own key: whatever a query gathered from blocks where it sees nothing is
-    shrunk to zero there.
+    Segments never fall along a row, so the blocks that share one with a given block lie side by side. What lies between for
+    the sake of another row is masked: a query's own block comes last and holds its own key, by which whatever it gathered
+    where it sees nothing is shrunk to zero.
     """
-    count = segments_IBS.shape[0]
-    query, key = (jnp.asarray(x, jnp.int32) for x in np.tril_indices(count))
-    first_IB, last_IB = segments_IBS.min(axis=-1), segments_IBS.max(axis=-1)
-    shared = jnp.any(last_IB[key] >= first_IB[query], axis=-1)
-
-    def step(carry: Any, pair: tuple[Array, Array, Array]) -> tuple[Any, None]:
-        query, key, shared = pair
-        return jax.lax.cond(shared, meet, lambda carry, query, key: carry, carry, query, key), None
-
-    return jax.lax.scan(step, carry, (query, key, shared))[0]
+    lowest_IB, highest_IB = segments_IBS.min(axis=-1), segments_IBS.max(axis=-1)
+    meets_II = jnp.any(highest_IB[None] >= lowest_IB[:, None], axis=-1)  # [query, key]; true from some key on
+    first_I = jnp.argmax(meets_II, axis=1)
+    last_I = segments_IBS.shape[0] - 1 - jnp.argmax(meets_II[::-1], axis=0)
+    return first_I.astype(jnp.int32), last_I.astype(jnp.int32)
 
 
 def _scores(blocks: _Blocks, query: Array, key: Array) -> Float[Array, "B K R S"]:

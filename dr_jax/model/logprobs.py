@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens without ever holding logits [B, T, V].
 
 In:    hidden states [B, T, D], the head [D, V], the tokens [B, T] whose log-probability is asked
-Out:   log-probabilities and, where asked for, entropies [B, T] in float32
+Out:   log-probabilities and, where wanted, entropies [B, T] in float32
 Holds: the logits of one chunk exist at a time, in the backward pass too, where they are computed again; a chunk is some
        places of every row, so that rows stay on their devices
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def token_logprobs(
@@ -24,6 +24,7 @@ def token_logprobs(
     temperature: Float[Array, ""] | float = 1.0,
     chunk: int = 1024,
     entropy: bool = True,
+    asked_BT: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Compute the log-probability of each target under softmax(hidden head / temperature), and that distribution's entropy.
 
@@ -34,68 +35,96 @@ def token_logprobs(
         temperature: divides the logits; data, not shape; no gradient flows into it.
         chunk: about how many tokens' logits are held at a time; at least one of every row.
         entropy: False returns zeros in its place and saves their cost.
+        asked_BT: places whose answer matters; None is all of them. The time grows with the largest number of them in a row:
+            they are moved to its front, and the chunks behind them are left out. Elsewhere the answers are any finite value.
     """
     rows, length = targets_BT.shape
     places = max(1, min(length, chunk // rows))
     padding = -length % places
+    most = jnp.int32(length) if asked_BT is None else jnp.max(jnp.sum(asked_BT, axis=1, dtype=jnp.int32))
+    if asked_BT is not None:
+        order_BT = jnp.argsort(~asked_BT, axis=1, stable=True)
+        back_BT = jnp.argsort(order_BT, axis=1)
+        hidden_BTD = _reordered(hidden_BTD, order_BT, back_BT)
+        targets_BT = jnp.take_along_axis(targets_BT, order_BT, axis=1)
 
     def cut(x: Array) -> Array:
         padded = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
         return padded.reshape(rows, -1, places, *x.shape[2:]).swapaxes(0, 1)
 
     inverse = jax.lax.stop_gradient(1.0 / jnp.asarray(temperature, jnp.float32))
-    found = _chunked(cut(hidden_BTD), head_DV, cut(targets_BT), inverse, entropy)
+    found = _chunked(cut(hidden_BTD), head_DV, cut(targets_BT), inverse, -(-most // places), entropy)
     logprobs_BT, entropy_BT = (x.swapaxes(0, 1).reshape(rows, -1)[:, :length] for x in found)
-    return logprobs_BT, entropy_BT
+    if asked_BT is None:
+        return logprobs_BT, entropy_BT
+    return jnp.take_along_axis(logprobs_BT, back_BT, axis=1), jnp.take_along_axis(entropy_BT, back_BT, axis=1)
 
 
-# I counts chunks, R is the tokens of one chunk: B rows times some places of each.
+@partial(jax.custom_vjp, nondiff_argnums=())
+def _reordered(x_BTD: Array, order_BT: Array, back_BT: Array) -> Array:
+    """Move the tokens of each row; the gradient is moved back, where autodiff would scatter it."""
+    return jnp.take_along_axis(x_BTD, order_BT[:, :, None], axis=1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _chunked(hidden_IBTD: Array, head_DV: Array, targets_IBT: Array, inverse: Array, entropy: bool) -> tuple[Array, Array]:
-    return _forward(hidden_IBTD, head_DV, targets_IBT, inverse, entropy)[0]
+_reordered.defvjp(
+    lambda x_BTD, order_BT, back_BT: (_reordered(x_BTD, order_BT, back_BT), (order_BT, back_BT)),
+    lambda kept, above_BTD: (_reordered(above_BTD, kept[1], kept[0]), None, None),
+)
+
+
+# I counts chunks, of which the first `count` are computed; R is the tokens of one chunk: B rows times some places of each.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _chunked(
+    hidden_IBTD: Array, head_DV: Array, targets_IBT: Array, inverse: Array, count: Array, entropy: bool
+) -> tuple[Array, Array]:
+    return _forward(hidden_IBTD, head_DV, targets_IBT, inverse, count, entropy)[0]
 
 
 def _forward(
-    hidden_IBTD: Array, head_DV: Array, targets_IBT: Array, inverse: Array, entropy: bool
+    hidden_IBTD: Array, head_DV: Array, targets_IBT: Array, inverse: Array, count: Array, entropy: bool
 ) -> tuple[tuple[Array, Array], Any]:
-    def one(chunk: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        hidden_BTD, targets_BT = chunk
-        logits_RV = _logits(hidden_BTD, head_DV, inverse)
+    def one(at: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
+        targets_BT = targets_IBT[at]
+        logits_RV = _logits(hidden_IBTD[at], head_DV, inverse)
         total_R = jax.nn.logsumexp(logits_RV, axis=-1)
         logprobs_R = jnp.take_along_axis(logits_RV, targets_BT.reshape(-1, 1), axis=-1)[:, 0] - total_R
         entropy_R = jnp.zeros_like(total_R)
         if entropy:
             logp_RV = logits_RV - total_R[:, None]
             entropy_R = -jnp.sum(jnp.exp(logp_RV) * logp_RV, axis=-1)
-        return logprobs_R.reshape(targets_BT.shape), entropy_R.reshape(targets_BT.shape), total_R
+        told = (logprobs_R.reshape(targets_BT.shape), entropy_R.reshape(targets_BT.shape), total_R)
+        return tuple(all_I.at[at].set(value) for all_I, value in zip(found, told, strict=True))
 
-    logprobs_IBT, entropy_IBT, total_IR = jax.lax.map(one, (hidden_IBTD, targets_IBT))
-    return (logprobs_IBT, entropy_IBT), (hidden_IBTD, head_DV, targets_IBT, inverse, entropy_IBT, total_IR)
+    nothing_IBT = jnp.zeros(targets_IBT.shape, jnp.float32)
+    nothing = (nothing_IBT, nothing_IBT, nothing_IBT.reshape(nothing_IBT.shape[0], -1))
+    logprobs_IBT, entropy_IBT, total_IR = jax.lax.fori_loop(0, count, one, nothing)
+    return (logprobs_IBT, entropy_IBT), (hidden_IBTD, head_DV, targets_IBT, inverse, count, entropy_IBT, total_IR)
 
 
-def _backward(entropy: bool, kept: Any, above: tuple[Array, Array]) -> tuple[Array, Array, None, None]:
-    hidden_IBTD, head_DV, targets_IBT, inverse, entropy_IBT, total_IR = kept
+def _backward(entropy: bool, kept: Any, above: tuple[Array, Array]) -> tuple[Array, Array, None, None, None]:
+    hidden_IBTD, head_DV, targets_IBT, inverse, count, entropy_IBT, total_IR = kept
+    dlogprobs_IBT, dentropy_IBT = above
 
-    def one(dhead_DV: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
-        hidden_BTD, targets_BT, entropy_BT, total_R, dlogprobs_BT, dentropy_BT = chunk
-        logp_RV = _logits(hidden_BTD, head_DV, inverse) - total_R[:, None]
+    def one(at: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        dhead_DV, dhidden_IBTD = found
+        hidden_BTD = hidden_IBTD[at]
+        logp_RV = _logits(hidden_BTD, head_DV, inverse) - total_IR[at][:, None]
         shares_RV = jnp.exp(logp_RV)
-        hit_RV = targets_BT.reshape(-1, 1) == jnp.arange(head_DV.shape[1], dtype=targets_BT.dtype)[None, :]
-        dlogits_RV = dlogprobs_BT.reshape(-1, 1) * (hit_RV.astype(jnp.float32) - shares_RV)
+        hit_RV = targets_IBT[at].reshape(-1, 1) == jnp.arange(head_DV.shape[1], dtype=targets_IBT.dtype)[None, :]
+        dlogits_RV = dlogprobs_IBT[at].reshape(-1, 1) * (hit_RV.astype(jnp.float32) - shares_RV)
         if entropy:  # dH/dlogit = -p (log p + H)
-            dlogits_RV -= dentropy_BT.reshape(-1, 1) * shares_RV * (logp_RV + entropy_BT.reshape(-1, 1))
+            dlogits_RV -= dentropy_IBT[at].reshape(-1, 1) * shares_RV * (logp_RV + entropy_IBT[at].reshape(-1, 1))
         dlogits_RV = (dlogits_RV * inverse).astype(hidden_BTD.dtype)
         dhidden_RD = dlogits_RV @ head_DV.T.astype(hidden_BTD.dtype)
         hidden_RD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        return dhead_DV + jnp.dot(hidden_RD.T, dlogits_RV, preferred_element_type=jnp.float32), dhidden_RD.reshape(
-            hidden_BTD.shape
-        )
+        dhead_DV += jnp.dot(hidden_RD.T, dlogits_RV, preferred_element_type=jnp.float32)
+        return dhead_DV, dhidden_IBTD.at[at].set(dhidden_RD.reshape(hidden_BTD.shape))
 
-    chunks = (hidden_IBTD, targets_IBT, entropy_IBT, total_IR, *above)
-    dhead_DV, dhidden_IBTD = jax.lax.scan(one, jnp.zeros(head_DV.shape, jnp.float32), chunks)
-    return dhidden_IBTD, dhead_DV.astype(head_DV.dtype), None, None
+    nothing = (jnp.zeros(head_DV.shape, jnp.float32), jnp.zeros_like(hidden_IBTD))
+    dhead_DV, dhidden_IBTD = jax.lax.fori_loop(0, count, one, nothing)
+    return dhidden_IBTD, dhead_DV.astype(head_DV.dtype), None, None, None
 
 
 _chunked.defvjp(_forward, _backward)

@@ -208,6 +208,19 @@ async def test_weights_adopted_in_the_middle_draw_what_comes_later() -> None:
     assert_same(after, sample(second, prompt(6), Sampling(8), key(1)))
 
 
+async def test_what_was_queued_for_those_who_ended_is_read_while_nobody_asks(engine: Engine) -> None:
+    """A call that follows one in which everybody stops would otherwise seem to take as long as nobody asks for anything."""
+    drawn = await engine.sample(prompt(6), Sampling(12), key(0))
+    assert drawn.ids[1] != drawn.ids[0]
+    engine.metrics.drain()
+    await engine.sample(prompt(6), Sampling(12, stop_ids=(drawn.ids[1],)), key(0))  # ends in the first of two queued calls
+    await asyncio.sleep(2.0)
+    await engine.sample(prompt(6), Sampling(1), key(0))
+    numbers = engine.metrics.drain()
+    assert numbers["engine/decode_s_n"] == 3, "the prompt is known: each begins to draw at once"
+    assert numbers["engine/decode_s_max"] < 1.5
+
+
 async def test_cancelling_frees_slot_and_pages(engine: Engine) -> None:
     tasks = [asyncio.create_task(engine.sample(prompt(50 + one), Sampling(70), key(one))) for one in range(8)]
     await until(lambda: decoding(engine))

@@ -107,6 +107,7 @@ def test_it_creates_loses_recreates_and_resumes(cloud: Cloud) -> None:
     assert not cloud.paid
 
 
+@pytest.mark.slow
 def test_no_secret_stands_in_a_command_a_log_or_a_file(cloud: Cloud) -> None:
     code, said = cloud.run("--keep")
     assert code == 0, said
@@ -118,6 +119,7 @@ def test_no_secret_stands_in_a_command_a_log_or_a_file(cloud: Cloud) -> None:
     assert cloud.paid
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_by_itself_ends_with_its_code(cloud: Cloud) -> None:
     cloud.plan(code=7)
     code, said = cloud.run()
@@ -128,6 +130,7 @@ def test_a_run_that_fails_by_itself_ends_with_its_code(cloud: Cloud) -> None:
     assert not cloud.paid
 
 
+@pytest.mark.slow
 def test_a_zone_without_capacity_is_asked_so_many_times(cloud: Cloud) -> None:
     cloud.plan(lives=["fail"] * 9)
     code, said = cloud.run("--tries", "3")
@@ -137,6 +140,7 @@ def test_a_zone_without_capacity_is_asked_so_many_times(cloud: Cloud) -> None:
     assert not cloud.paid
 
 
+@pytest.mark.slow
 def test_a_missing_permission_is_shown_and_ends_it(cloud: Cloud) -> None:
     cloud.plan(denied=["create"])
     code, said = cloud.run()
@@ -145,6 +149,7 @@ def test_a_missing_permission_is_shown_and_ends_it(cloud: Cloud) -> None:
     assert cloud.verbs() == ["create"]
 
 
+@pytest.mark.slow
 def test_a_bucket_that_cannot_be_read_ends_it(cloud: Cloud) -> None:
     (cloud.root / "buckets/b").rmdir()
     code, said = cloud.run()
@@ -153,6 +158,7 @@ def test_a_bucket_that_cannot_be_read_ends_it(cloud: Cloud) -> None:
     assert not cloud.paid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 def test_ctrl_c_saves_and_deletes_unless_told_to_keep(cloud: Cloud, keep: bool) -> None:
     cloud.plan(steps=400)

@@ -84,6 +84,20 @@ def test_space_in_long_rows_is_filled_before_short_rows_are_opened():
     assert [batch.ids.shape for batch in batches] == [(2, 8), (2, 4)]
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("rows", "lengths"), [(1, (512, 1024, 2048)), (2, (512, 1024)), (4, (128, 256, 512, 1024))])
+def test_ragged_episodes_leave_little_padding(rows, lengths, seed):
+    rng = np.random.default_rng(seed)
+    sizes = np.exp(rng.uniform(np.log(64), np.log(1024), 64)).astype(int)
+    metrics = Metrics()
+    pack(
+        [group(*(episode("w" * (size // 4) + "p" * (size - size // 4), reward=at % 2) for at, size in enumerate(sizes)))],
+        BatchSettings(rows=rows, lengths=lengths),
+        metrics=metrics,
+    )
+    assert metrics.drain()["batch/occupancy"] >= 0.95
+
+
 def test_occupancy_is_reported():
     metrics = Metrics()
     pack([group(episode("wwpp", reward=1), episode("wpw", reward=0), episode("wp", reward=None))], SMALL, metrics=metrics)

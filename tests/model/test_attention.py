@@ -68,6 +68,22 @@ def test_nothing_crosses_from_one_segment_to_another_nor_back_in_time() -> None:
     assert (np.abs(np.asarray(later - before)).max((2, 3)) > 1e-6)[1].tolist() == [False] * 12 + [True] * 8
 
 
+def test_blocks_that_no_segment_spans_are_never_computed() -> None:
+    segments = jnp.repeat(jnp.asarray([[1, 2, 3, 0]], jnp.int32), 8, axis=1)
+    q, k, v = (jax.random.normal(jax.random.key(2), (1, 32, heads, C)) for heads in (H, K, K))
+    k, v = (x.at[:, 8:16].set(jnp.nan) for x in (k, v))  # whoever met it, though hidden, would be NaN: 0 x NaN is
+
+    @jax.jit
+    def run(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        out, pull = jax.vjp(lambda q, k, v: segment_attention(segments, block=8)(None, jnp.int32(0), q, k, v)[0], q, k, v)
+        return out, pull(jnp.ones_like(out))
+
+    out, gradients = run(q, k, v)
+    for made in (out, *gradients):
+        hurt = np.isnan(np.asarray(made)).any((0, 2, 3))
+        assert hurt.tolist() == [False] * 8 + [True] * 8 + [False] * 16
+
+
 def test_scores_far_from_zero_do_not_overflow() -> None:
     q, k, v = drawn()
     found = blockwise(q * 100.0, k * 100.0, v, 4)

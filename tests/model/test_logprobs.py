@@ -50,6 +50,34 @@ def test_without_entropy_it_is_zero_and_the_rest_the_same() -> None:
     assert not without[1].any()
 
 
+ASKED = jax.random.bernoulli(jax.random.key(4), 0.4, (B, T)).at[1, 3:].set(False)
+
+
+@pytest.mark.parametrize("chunk", [1, 6, 4096])
+def test_where_some_are_asked_those_answers_and_gradients_are_the_same(chunk: int) -> None:
+    def total(f):
+        return lambda h, m: sum(jnp.where(ASKED, told, 0.0).sum() for told in f(h, m))
+
+    asking = total(lambda h, m: token_logprobs(h, m, TARGETS, chunk=chunk, asked_BT=ASKED))
+    expected = jax.jit(jax.value_and_grad(total(plain), argnums=(0, 1)))(HIDDEN, HEAD)
+    found = jax.jit(jax.value_and_grad(asking, argnums=(0, 1)))(HIDDEN, HEAD)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_chunks_without_a_question_are_never_computed() -> None:
+    asked = jnp.zeros((B, T), bool).at[:, 1::2].set(True)  # five of ten, moved to the front: one chunk of two
+    poisoned = jnp.where(asked[..., None], HIDDEN, jnp.nan)
+
+    def total(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+        return jnp.where(asked, token_logprobs(hidden, matrix, TARGETS, chunk=5 * B, asked_BT=asked)[0], 0.0).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(poisoned, HEAD)
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert not gradients[0][:, ::2].any()
+
+
 def test_logits_of_all_tokens_never_exist_at_once() -> None:
     rows, length, width, vocab, chunk = 4, 512, 8, 4096, 64
 

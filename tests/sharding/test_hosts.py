@@ -1,31 +1,38 @@
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dr_jax.base.errors import ConfigError
 from dr_jax.sharding import hosts
 
+# What was agreed goes to a file: the transport's own threads write to the same stdout, in the middle of a line.
 PROCESS = """
 import sys
+from pathlib import Path
 from dr_jax.sharding import hosts
 hosts.join(sys.argv[1], timeout_s=60)
-print(hosts.index(), hosts.count(), hosts.agree([hosts.index() + 5, 7]).tolist())
+Path(sys.argv[2]).write_text(f"{hosts.index()} {hosts.count()} {hosts.agree([hosts.index() + 5, 7]).tolist()}")
 """
 
 
-def test_two_processes_come_together_and_agree() -> None:
+def test_two_processes_come_together_and_agree(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    pipe = subprocess.PIPE
-    places = [f"127.0.0.1:{port}/{index}/2" for index in (0, 1)]
-    processes = [subprocess.Popen([sys.executable, "-c", PROCESS, one], stdout=pipe, stderr=pipe, text=True) for one in places]
-    for index, process in enumerate(processes):
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert f"{index} 2 [[5, 7], [6, 7]]" in out.splitlines()
+    answers = [tmp_path / "0", tmp_path / "1"]
+    places = [[f"127.0.0.1:{port}/{index}/2", str(answer)] for index, answer in enumerate(answers)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", PROCESS, *place], **quiet) for place in places]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert [answer.read_text() for answer in answers] == [f"{index} 2 [[5, 7], [6, 7]]" for index in (0, 1)]
 
 
 @pytest.mark.parametrize("where", ["", "here", "10.0.0.2/0/2", "10.0.0.2:8476/2/2", "10.0.0.2:8476/0"])
