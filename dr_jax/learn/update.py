@@ -25,9 +25,9 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from dr_jax.learn import losses
 from dr_jax.learn.batch import Batch
 from dr_jax.learn.losses import LossSettings, Tally
-from dr_jax.model.attention import segment_attention
 from dr_jax.model.decoder import head, hidden_states
 from dr_jax.model.logprobs import token_logprobs
+from dr_jax.model.packed import How, packed_attention
 from dr_jax.model.sizes import Sizes
 from dr_jax.model.stretches import rolled, stretched_attention, stretches
 
@@ -43,7 +43,15 @@ class Forward(Protocol):
         ...
 
 
-def through(sizes: Sizes, *, remat: bool = False, chunk: int = 1024, compute_dtype: DTypeLike | None = None) -> Forward:
+def through(
+    sizes: Sizes,
+    *,
+    remat: bool = False,
+    chunk: int = 1024,
+    compute_dtype: DTypeLike | None = None,
+    attention: How = "auto",
+    platform: str | None = None,
+) -> Forward:
     """Read log-probabilities off a decoder of these sizes.
 
     Args:
@@ -51,10 +59,15 @@ def through(sizes: Sizes, *, remat: bool = False, chunk: int = 1024, compute_dty
         remat: compute layers again in the backward pass instead of keeping their intermediates.
         chunk: tokens whose logits are held at a time; [B, T, V] never is.
         compute_dtype: of the matrix products; None means that of the weights.
+        attention: the kernel; see `model.packed`.
+        platform: what is compiled for; None is the default backend.
     """
 
     def forward(weights: Weights, batch: Batch, temperature: Float[Array, ""]) -> tuple[PerToken, PerToken]:
-        attend = segment_attention(batch.segments) if stretches() == 1 else stretched_attention(batch.segments)
+        if stretches() == 1:
+            attend = packed_attention(batch.segments, attention, platform=platform)
+        else:
+            attend = stretched_attention(batch.segments)
         hidden_BTD, _ = hidden_states(
             weights, sizes, batch.ids, batch.positions, attend, remat=remat, compute_dtype=compute_dtype
         )
@@ -173,7 +186,7 @@ def make_update(
         optimizer: what turns a gradient into a step; it clips the gradient where that is wanted.
         state: an example of the states to come: sums of gradients lie where its weights lie.
     """
-    programs = _Programs(forward, loss, optimizer, state)
+    programs = Programs(forward, loss, optimizer, state)
     score = make_score(forward)
 
     def update(
@@ -214,7 +227,7 @@ def make_update(
     return update
 
 
-class _Programs:
+class Programs:
     """The compiled parts of an update; where their results lie is read off an example of the state."""
 
     def __init__(self, forward: Forward, loss: LossSettings, optimizer: optax.GradientTransformation, example: State) -> None:

@@ -110,6 +110,22 @@ def written(folder: str) -> dict[str, str]:
     return {}
 
 
+def of_first(name: str, own: str, *, wait_s: float = 600.0) -> str:
+    """Return what process 0 found under a name, where each finds something of its own and all must go on with the same.
+
+    Raises:
+        ConnectionError: process 0 does not answer, or has not looked within so many seconds.
+    """
+    if count() == 1:
+        return own
+    if index() == 0:
+        write(f"first/{name}", own)
+        return own
+    if (found := read(f"first/{name}", wait_s=wait_s)) is None:
+        raise ConnectionError(f"process 0 has not said what it found for {name} within {wait_s:g} s")
+    return found
+
+
 def erase(name: str) -> None:
     """Forget what was written under a name, so that process 0 does not keep it for ever.
 

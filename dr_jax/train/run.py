@@ -135,7 +135,12 @@ class Run(Stage):
         axes = {name: spec.axes for name, spec in describe(actor.sizes).items()}
         optimizer = make_optimizer(settings.optimizer, axes, steps=settings.steps)
         self.state: State = begin(actor.weights, optimizer)
-        forward = through(actor.sizes, remat=settings.remat, compute_dtype=jnp.dtype(settings.model.dtype))
+        forward = through(
+            actor.sizes,
+            remat=settings.remat,
+            compute_dtype=jnp.dtype(settings.model.dtype),
+            attention=settings.model.attention,
+        )
         self.update = make_update(forward, settings.loss, optimizer, self.state)
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh) // self.together.count

@@ -14,7 +14,13 @@ import sys
 from pathlib import Path
 from dr_jax.sharding import hosts
 hosts.join(sys.argv[1], timeout_s=60)
-Path(sys.argv[2]).write_text(f"{hosts.index()} {hosts.count()} {hosts.agree([hosts.index() + 5, 7]).tolist()}")
+own = f"found by {hosts.index()}"
+hosts.write(f"folder/{hosts.index()}", own)
+agreed = hosts.agree([hosts.index() + 5, 7]).tolist()
+said = [hosts.of_first("best", own), sorted(hosts.written("folder").items()), hosts.read("nothing", wait_s=0.1)]
+hosts.agree([0])
+hosts.erase(f"folder/{hosts.index()}")
+Path(sys.argv[2]).write_text(f"{hosts.index()} {hosts.count()} {agreed} {said}")
 """
 
 
@@ -32,7 +38,12 @@ def test_two_processes_come_together_and_agree(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], said
-    assert [answer.read_text() for answer in answers] == [f"{index} 2 [[5, 7], [6, 7]]" for index in (0, 1)]
+    told = ["found by 0", [("0", "found by 0"), ("1", "found by 1")], None]
+    assert [answer.read_text() for answer in answers] == [f"{index} 2 [[5, 7], [6, 7]] {told}" for index in (0, 1)]
+
+
+def test_one_process_takes_what_it_found() -> None:
+    assert hosts.of_first("best", "mine") == "mine"
 
 
 @pytest.mark.parametrize("where", ["", "here", "10.0.0.2/0/2", "10.0.0.2:8476/2/2", "10.0.0.2:8476/0"])
