@@ -29,7 +29,8 @@ def command(
 ) -> None:
     """Train a policy by reinforcement on its own episodes, with an evaluation before and after.
 
-    Writes runs/NAME/: config.json, metrics.jsonl, episodes.jsonl, checkpoints, model, curve.png, summary.json.
+    Writes runs/NAME/: config.json, metrics.jsonl, episodes.jsonl, checkpoints, model, curve.png, summary.json. Of several
+    processes the first writes; the others write their own episodes beside it: episodes-1.jsonl and so on.
     """
     from dr_jax.base.config import read
     from dr_jax.sharding import hosts

@@ -16,6 +16,9 @@ import jax
 import numpy as np
 
 from dr_jax.base.errors import ConfigError
+from dr_jax.base.trace import logger
+
+_log = logger(__name__)
 
 
 def join(where: str, *, timeout_s: int = 300) -> None:
@@ -39,6 +42,7 @@ def join(where: str, *, timeout_s: int = 300) -> None:
             needed=f"all of them within {timeout_s} s, each started with its own index and the same HOST:PORT",
             fix="start them all, or give HOST:PORT/INDEX/COUNT in place of auto",
         ) from error
+    _log.info("this is process %d of %d; if process 0 dies, JAX ends all others at once: their leader died", index(), count())
 
 
 def _place(where: str) -> dict[str, Any]:
