@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -22,6 +19,7 @@ from dr_jax.model.sizes import Sizes
 from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.tokenizer import Tokenizer
+from dr_jax.train.compiled import keep_compiled
 from dr_jax.train.placement import Placement, hand_over, place
 from dr_jax.train.saved import saved
 from dr_jax.train.settings import Settings
@@ -179,11 +177,3 @@ def refuse_contradictions(settings: Settings, chat: Chat, mesh: Mesh) -> None:
             needed=f"a multiple of {row_ways(mesh)}",
             fix=f"set batch.rows={-(-rows // row_ways(mesh)) * row_ways(mesh)}",
         )
-
-
-def keep_compiled() -> None:
-    """Keep compiled programs between runs, unless a place for them was chosen already."""
-    if not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "dr_jax" / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
