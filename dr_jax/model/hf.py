@@ -81,9 +81,9 @@ def write(
         UserError: a package for this kind of address is not installed.
     """
     place = Place(path)
-    if any(name.endswith(".safetensors") for name in place.names()):
-        raise CheckpointError(f"{place} holds a model already", needed="a new or empty directory", fix="name another one")
     first, kind = hosts.index() == 0, np.dtype(dtype or weights["embed"].dtype)
+    if first and any(name.endswith(".safetensors") for name in place.names()):  # the others may come when it has begun
+        raise CheckpointError(f"{place} holds a model already", needed="a new or empty directory", fix="name another one")
     shards = _shards(sizes, max_shard_bytes, kind.itemsize)
     names: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):

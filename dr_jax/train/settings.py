@@ -12,6 +12,7 @@ from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.batch import BatchSettings
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings
+from dr_jax.model.lora import LoraSettings
 from dr_jax.model.sizes import NAMED
 from dr_jax.rewards.total import RewardSettings
 from dr_jax.rollout.episode import EpisodeSettings
@@ -234,6 +235,7 @@ class Settings:
     reward: RewardSettings = field(default_factory=RewardSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -246,3 +248,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.steps < 0 or self.mismatch_gate < 0:
             raise ValueError(f"steps = {self.steps}, mismatch_gate = {self.mismatch_gate}; neither may be negative")
+        if self.lora.rank and self.optimizer.name == "muon":
+            raise ValueError(
+                "muon orthogonalises whole matrices and lora.rank trains factors of them; optimizer.name = adamw is needed"
+            )
