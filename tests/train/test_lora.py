@@ -67,9 +67,10 @@ async def test_a_run_of_adapters_is_saved_goes_on_and_is_a_model(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_adapters_learn(adapted: Settings, tmp_path: Path) -> None:
     long = dataclasses.replace(
-        adapted, steps=40, rollout=dataclasses.replace(adapted.rollout, groups=4, group_size=4), lora=LoraSettings(rank=4)
+        adapted, steps=25, rollout=dataclasses.replace(adapted.rollout, groups=4, group_size=4), lora=LoraSettings(rank=4)
     )
     await train(long, told=silent)
     rewards = [row["rollout/reward"] for row in read_metrics(tmp_path / "run")]
