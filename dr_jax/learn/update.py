@@ -25,10 +25,10 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from dr_jax.learn import losses
 from dr_jax.learn.batch import Batch
 from dr_jax.learn.losses import LossSettings, Tally
-from dr_jax.model.attention import segment_attention
 from dr_jax.model.decoder import head, hidden_states
 from dr_jax.model.logprobs import token_logprobs
 from dr_jax.model.lora import LoraSettings, scaled
+from dr_jax.model.packed import How, packed_attention
 from dr_jax.model.sizes import Sizes
 
 Weights = dict[str, Array]
@@ -49,6 +49,8 @@ def through(
     remat: bool = False,
     chunk: int = 1024,
     compute_dtype: DTypeLike | None = None,
+    attention: How = "auto",
+    platform: str | None = None,
     lora: LoraSettings | None = None,
 ) -> Forward:
     """Read log-probabilities off a decoder of these sizes.
@@ -58,12 +60,14 @@ def through(
         remat: compute layers again in the backward pass instead of keeping their intermediates.
         chunk: tokens whose logits are held at a time; [B, T, V] never is.
         compute_dtype: of the matrix products; None means that of the weights.
+        attention: the kernel; see `model.packed`.
+        platform: what is compiled for; None is the default backend.
         lora: what the adapters among the weights were made with; None where there are none.
     """
 
     def forward(weights: Weights, batch: Batch, temperature: Float[Array, ""]) -> tuple[PerToken, PerToken]:
         weights = scaled(weights, lora) if lora is not None else weights
-        attend = segment_attention(batch.segments)
+        attend = packed_attention(batch.segments, attention, platform=platform)
         hidden_BTD, _ = hidden_states(
             weights, sizes, batch.ids, batch.positions, attend, remat=remat, compute_dtype=compute_dtype
         )
@@ -186,7 +190,7 @@ def make_update(
         frozen: weights that the model has beside those of the state; they are not trained and have no gradient.
     """
     beside = frozen or {}
-    programs = _Programs(forward, loss, optimizer, state)
+    programs = Programs(forward, loss, optimizer, state)
     score = make_score(forward)
 
     def update(
@@ -227,7 +231,7 @@ def make_update(
     return update
 
 
-class _Programs:
+class Programs:
     """The compiled parts of an update; where their results lie is read off an example of the state."""
 
     def __init__(self, forward: Forward, loss: LossSettings, optimizer: optax.GradientTransformation, example: State) -> None:

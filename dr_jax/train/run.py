@@ -129,8 +129,13 @@ class Run(Stage):
         self.trained = trained(settings, actor)
         optimizer = make_optimizer(settings.optimizer, self.trained.axes, steps=settings.steps)
         self.state: State = begin(self.trained.first, optimizer)
-        dtype = jnp.dtype(settings.model.dtype)
-        forward = through(actor.sizes, remat=settings.remat, compute_dtype=dtype, lora=self.trained.lora)
+        forward = through(
+            actor.sizes,
+            remat=settings.remat,
+            compute_dtype=jnp.dtype(settings.model.dtype),
+            attention=settings.model.attention,
+            lora=self.trained.lora,
+        )
         self.update = make_update(forward, settings.loss, optimizer, self.state, self.trained.frozen)
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh)
