@@ -68,14 +68,22 @@ async def test_a_run_of_adapters_is_saved_goes_on_and_is_a_model(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_adapters_learn(adapted: Settings, tmp_path: Path) -> None:
+async def test_adapters_learn(adapted: Settings, policy_directory: Path, tmp_path: Path) -> None:
+    """Of a base whose embedding is ten times as large: a fresh one's head is so even that the layers cannot tip it."""
+    sizes, weights = hf.read(policy_directory)
+    hf.write(tmp_path / "base", sizes, weights | {"embed": np.float32(10) * weights["embed"]}, tokenizer_dir=policy_directory)
     long = dataclasses.replace(
-        adapted, steps=25, rollout=dataclasses.replace(adapted.rollout, groups=4, group_size=4), lora=LoraSettings(rank=4)
+        adapted,
+        steps=25,
+        model=dataclasses.replace(adapted.model, load=str(tmp_path / "base")),
+        data=dataclasses.replace(adapted.data, questions=400),
+        rollout=dataclasses.replace(adapted.rollout, groups=4, group_size=4),
+        lora=LoraSettings(rank=4),
     )
     await train(long, told=silent)
     rewards = [row["rollout/reward"] for row in read_metrics(tmp_path / "run")]
     print(f"reward of the first five updates {np.mean(rewards[:5]):.3f}, of the last five {np.mean(rewards[-5:]):.3f}")
-    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.3
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
 
 
 def test_memory_of_adapters_is_small(adapted: Settings, policy_directory: Path) -> None:
