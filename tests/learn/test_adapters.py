@@ -64,6 +64,7 @@ def test_only_adapters_are_learned_and_the_reference_is_their_base(base, fresh, 
         np.testing.assert_array_equal(base[name], weight)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_product(base, fresh, batch):
     """W + s A B: the gradient of B is s A' times that of W, the one of A is s times that of W times B'."""
     rng = np.random.default_rng(0)

@@ -24,8 +24,7 @@ from dr_jax.model import hf, layout
 from dr_jax.sharding import hosts
 from dr_jax.sharding.mesh import MeshSettings, make_mesh
 hosts.join(sys.argv[1], timeout_s=60)
-read = []
-assembled, layout.AT_ONCE = layout.assemble, 500
+layout.AT_ONCE = 500
 layout.assemble.__kwdefaults__["at_once"] = 500
 sizes, weights = hf.read(sys.argv[2], mesh=make_mesh(MeshSettings(data=1, fsdp=4, tensor=2)))
 assert not weights["layers.up"].is_fully_addressable
@@ -33,6 +32,7 @@ hf.write(sys.argv[3], sizes, weights, max_shard_bytes=6_000)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_read_a_model_and_write_it(small: tuple[Sizes, Weights], tmp_path: Path) -> None:
     hf.write(tmp_path / "before", *small)
     with socket.socket() as taken:
