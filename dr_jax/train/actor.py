@@ -31,7 +31,7 @@ class Actor:
 
     Args:
         sizes: of the model.
-        weights: float32, on the mesh.
+        weights: on the mesh; float32 where they are trained.
         chat: how it talks.
         engine: samples from a copy of the weights.
         placement: where both lie.
@@ -70,7 +70,9 @@ def load_actor(settings: Settings, metrics: Metrics) -> Actor:
     if checkpoint:
         sizes, weights = checkpoint.read(mesh=mesh, seed=settings.seed)
     else:
-        sizes, weights = load(settings.model.load, mesh=mesh, dtype=jnp.float32, seed=settings.seed)
+        # What is never changed need not be finer than what is computed with.
+        dtype = jnp.dtype(settings.model.dtype if settings.lora.rank else jnp.float32)
+        sizes, weights = load(settings.model.load, mesh=mesh, dtype=dtype, seed=settings.seed)
     refuse_foreign_tokenizer(chat, sizes, "model.tokenizer")
     lent = hand_over(weights, sizes, settings.model.dtype, placement)
     engine = Engine(lent, sizes, settings.engine, mesh=placement.sampling, metrics=metrics)
