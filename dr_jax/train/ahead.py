@@ -189,7 +189,7 @@ def update_programs(
     per_token = batch.weights if loss.needs_reference else None
 
     flops = update_flops(sizes, rows * length, rows * causal_pairs(length))
-    add = (gradient, state.weights, batch, per_token, None, state.step, number)
+    add: tuple[Any, ...] = (gradient, state.weights, {}, batch, per_token, None, state.step, number)
     apply = (state.weights, state.optimizer, gradient)
     beside = bytes_of(state.optimizer)
     return [

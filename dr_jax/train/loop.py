@@ -83,7 +83,8 @@ async def _train(run: Run, settings: Settings, resume: bool, told: Told) -> dict
         await _loop(run, done, report, episodes, told)
         summary = {**_summary(settings, done), "metrics": run.metrics.drain()}  # of the last evaluation
         report.summary(summary)
-    states.export(directory, run.actor.sizes, run.state.weights, run.actor.chat.tokenizer, first=first)
+    states.export(directory, run.actor.sizes, run.policy, run.actor.chat.tokenizer, first=first)
+    run.trained.write_adapter(directory / "adapter", run.state.weights)
     return summary
 
 

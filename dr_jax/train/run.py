@@ -22,7 +22,7 @@ from dr_jax.data.question import Question
 from dr_jax.data.stream import Draw, Stream
 from dr_jax.learn.optimizer import make_optimizer
 from dr_jax.learn.update import State, begin, make_update, through
-from dr_jax.model.decoder import Weights, describe
+from dr_jax.model.decoder import Weights
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
 from dr_jax.rollout.flight import Flight, Flights
@@ -38,6 +38,7 @@ from dr_jax.train.questions import eval_questions, refuse_overlap, training_ques
 from dr_jax.train.settings import Settings
 from dr_jax.train.share import own_share
 from dr_jax.train.together import HurriedError, Together
+from dr_jax.train.trained import trained
 
 Told = Callable[[str, int, dict[str, Any]], None]
 _TRIES = 3  # at a question of an evaluation
@@ -132,16 +133,17 @@ class Run(Stage):
         self.held_out = list(held_out)
         self.questions = {question.id: question for question in questions}
         self.train, self.total = train, Total(settings.reward)
-        axes = {name: spec.axes for name, spec in describe(actor.sizes).items()}
-        optimizer = make_optimizer(settings.optimizer, axes, steps=settings.steps)
-        self.state: State = begin(actor.weights, optimizer)
+        self.trained = trained(settings, actor)
+        optimizer = make_optimizer(settings.optimizer, self.trained.axes, steps=settings.steps)
+        self.state: State = begin(self.trained.first, optimizer)
         forward = through(
             actor.sizes,
             remat=settings.remat,
             compute_dtype=jnp.dtype(settings.model.dtype),
             attention=settings.model.attention,
+            lora=self.trained.lora,
         )
-        self.update = make_update(forward, settings.loss, optimizer, self.state)
+        self.update = make_update(forward, settings.loss, optimizer, self.state, self.trained.frozen)
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh) // self.together.count
         self.stream = Stream(list(questions), settings.seed, share=(self.together.index, self.together.count))
@@ -155,13 +157,19 @@ class Run(Stage):
         """
         kept = self.settings.checkpoint
         self.directory = directory
-        self.checkpoints = Checkpoints(kept.directory or directory / "checkpoints", keep=kept.keep, resume=resume)
+        where = kept.directory or directory / "checkpoints"
+        self.checkpoints = Checkpoints(where, keep=kept.keep, resume=resume, base=self.trained.base)
         self._stack.callback(self.checkpoints.close)
 
     @property
     def version(self) -> int:
         """The policy's version: how many updates made its weights."""
         return int(jax.device_get(self.state.step))
+
+    @property
+    def policy(self) -> Weights:
+        """The newest weights of the whole model."""
+        return self.trained.whole(self.state.weights)
 
     def alone(self) -> AbstractContextManager[None]:
         """Keep the engine still where an update would share a processor with it; episodes go on with the web meanwhile.
@@ -175,7 +183,7 @@ class Run(Stage):
         """Hand the newest weights to the engine, unless it has them: an update without a lesson leaves them as they are."""
         if self.actor.engine.version != self.version:
             with self.together.bound(), nullcontext() if self.together.alone else self.alone():
-                lent = self.actor.lent(self.state.weights, self.settings.model.dtype)
+                lent = self.actor.lent(self.policy, self.settings.model.dtype)
                 if not self.together.alone:
                     jax.block_until_ready(lent)
             self.actor.engine.adopt(lent, version=self.version)
