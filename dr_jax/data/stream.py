@@ -81,6 +81,7 @@ class Stream:
         self._seed = seed
         self._tries = tries
         self._open: dict[int, _Epoch] = {}
+        self._filtered: dict[int, set[str]] = {}  # by epoch, closed ones too: what they went on without
         self._latest = -1
         self._begin()
 
@@ -110,7 +111,7 @@ class Stream:
             ValueError: the question is not in flight.
         """
         epoch = self._epoch_of(question_id)
-        return next(number for number, one in self._open.items() if one is epoch), epoch.places[question_id]
+        return self._number(epoch), epoch.places[question_id]
 
     def mark_trained(self, question_id: str) -> None:
         """Say that a drawn question was used (trained on, or dropped on purpose): it is not drawn again in its epoch.
@@ -143,17 +144,19 @@ class Stream:
             epoch.returned.append(question_id)
         else:
             epoch.trained.add(question_id)
+            self._filtered.setdefault(self._number(epoch), set()).add(question_id)
         self._close()
         return again
 
     def state(self) -> dict[str, Any]:
-        """Return where every question is, as JSON values."""
+        """Return where every question is, as JSON values: trained, in flight, returned; and what epochs went on without."""
         return {
             "seed": self._seed,
             "latest": self._latest,
+            "filtered": {str(number): sorted(names) for number, names in sorted(self._filtered.items())},
             "epochs": {
                 str(number): {
-                    "trained": sorted(epoch.trained),
+                    "trained": sorted(epoch.trained - self._filtered.get(number, set())),
                     "in_flight": sorted(epoch.in_flight),
                     "returned": list(epoch.returned),
                     "failures": dict(sorted(epoch.failures.items())),
@@ -174,6 +177,7 @@ class Stream:
         """
         try:
             seed, latest, saved = state["seed"], int(state["latest"]), dict(state["epochs"])
+            filtered = {int(number): set(names) for number, names in state.get("filtered", {}).items()}
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"The stream's state cannot be read: {error!r}", needed="what `state` returned") from error
         if seed != self._seed:
@@ -181,10 +185,10 @@ class Stream:
                 f"The checkpoint draws questions by seed {seed}, the config by {self._seed}", fix="resume with the same seed"
             )
         kept = Counter(held)  # a question may be out in two epochs at once
-        self._open = {}
+        self._open, self._filtered = {}, filtered
         for key, sets in saved.items():
             epoch = self._build(int(key))
-            epoch.trained = set(sets["trained"]) & set(epoch.by_id)
+            epoch.trained = (set(sets["trained"]) | filtered.get(int(key), set())) & set(epoch.by_id)
             epoch.in_flight = {name for name in sets["in_flight"] if kept[name] and name in epoch.by_id}
             kept.subtract(epoch.in_flight)
             epoch.returned = deque(name for name in sets["returned"] if name in epoch.by_id)
@@ -208,6 +212,9 @@ class Stream:
             raise DataError(f"Two questions have the id {twice!r}", needed="ids that are unique over all question files")
         random.Random(f"{self._seed}/{number}").shuffle(order)
         return _Epoch(order)
+
+    def _number(self, epoch: _Epoch) -> int:
+        return next(number for number, one in self._open.items() if one is epoch)
 
     def _epoch_of(self, question_id: str) -> _Epoch:
         for _, epoch in sorted(self._open.items()):

@@ -50,12 +50,13 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
         MismatchError: engine and trainer disagree; the weights are left and saved as they were before that update.
     """
     _end_on_termination()
+    shelf = await asyncio.to_thread(states.shelf, settings, resume=resume)
     settings = states.dated(settings, resume=resume)
     states.refuse_nothing(settings, resume=resume)
     refuse_missing(settings.report)
     async with opened(settings, Metrics(), told) as run:
         directory = states.run_directory(settings, resume=resume)
-        run.write_to(directory, resume=resume)
+        run.write_to(directory, resume=resume, shelf=shelf)
         done = states.restore(run) if resume else Progress()
         write_json(directory / "config.json", to_tree(settings))
         decode, below = run.actor.chat.tokenizer.decode, done.step + 1
@@ -97,6 +98,7 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
                     report.step(done.step, numbers)
                 told("step", done.step, numbers)
                 if run.settings.checkpoint.every and done.step % run.settings.checkpoint.every == 0:
+                    await asyncio.to_thread(run.copied)  # first: a checkpoint's rows and episodes are never behind it
                     states.save(run, done)
                 states.note(run, done)
         done.after = await _measure(run, done.step, told)

@@ -159,11 +159,14 @@ class CheckpointSettings:
         every: updates between two checkpoints; 0 saves only at the end.
         keep: how many are kept.
         directory: local or `gs://…`; "" means `checkpoints` in the run's directory.
+        mirror: `gs://…` where settings, metrics, episodes and progress are copied to while the run goes on; "" means beside
+            the checkpoints, `DIRECTORY.files`, where those are in a bucket, and nowhere otherwise.
     """
 
     every: int = 10
     keep: int = 2
     directory: str = ""
+    mirror: str = ""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep < 1:

@@ -26,6 +26,7 @@ from dr_jax.model.sizes import Sizes
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.tokens.trajectory import Episode, Group
+from dr_jax.train.mirror import Shelf, address, bring_back
 from dr_jax.train.report import write_json
 from dr_jax.train.settings import Settings
 
@@ -99,6 +100,22 @@ def restore(run: Run) -> Progress:
     run.harvest.waiting[:] = _GROUPS.validate_python(host["waiting"])
     run.stream.restore(host["stream"], held=[group.question_id for group in run.harvest.waiting])
     return Progress(**host["progress"])
+
+
+def shelf(settings: Settings, *, resume: bool) -> Shelf | None:
+    """Open the bucket that a run is copied to, if there is one; what is to be resumed and is not here is brought back first.
+
+    Raises:
+        UserError: the bucket does not exist, or refuses to be read or written.
+    """
+    place = address(settings.checkpoint.directory, settings.checkpoint.mirror)
+    if not place:
+        return None
+    found = Shelf(place)
+    found.refuse_closed()
+    if resume:
+        bring_back(found, Path(settings.out) / settings.name)
+    return found
 
 
 def dated(settings: Settings, *, resume: bool) -> Settings:
