@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +23,18 @@ def resumable() -> Iterator[None]:
     except (KeyboardInterrupt, asyncio.CancelledError):
         typer.echo("dr-jax: interrupted and saved; the same command with --resume goes on from here", err=True)
         raise typer.Exit(130) from None
+
+
+def leave_within(seconds: float) -> None:
+    """End this process in so many seconds, whatever it waits for by then: whoever announced the end will not wait longer."""
+
+    def leave() -> None:
+        os.write(2, b"dr-jax: not everything was saved in time; the same command with --resume does the rest again\n")
+        os._exit(130)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 class Screen:

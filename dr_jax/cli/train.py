@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dr_jax.cli.progress import Screen, resumable
+from dr_jax.cli.progress import Screen, leave_within, resumable
 
 Config = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that replace the file's: key.sub=value.")]
@@ -56,7 +56,9 @@ def command(
     console = Console()
     screen = Screen(console, settings.steps, quiet=as_json)
     with resumable():
-        summary = asyncio.run(train(settings, resume=resume, told=screen))
+        summary = asyncio.run(
+            train(settings, resume=resume, told=screen, terminated=lambda: leave_within(settings.checkpoint.grace_s))
+        )
     if as_json:
         typer.echo(json.dumps(summary))
         return

@@ -37,19 +37,22 @@ _log = logger(__name__)
 Told = Callable[[str, int, Mapping[str, Any]], None]
 
 
-async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict[str, Any]:
+async def train(
+    settings: Settings, *, resume: bool = False, told: Told, terminated: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Run a whole experiment and return its summary.
 
     Args:
         settings: of the run.
         resume: continue the run of this name from its newest readable checkpoint.
         told: called with a phase ("warm_up", "eval", "step", "saved"), an index, and numbers worth showing.
+        terminated: called at SIGTERM, when the run begins to end.
 
     Raises:
         UserError: something that a person can change, before anything long starts.
         MismatchError: engine and trainer disagree; the weights are left and saved as they were before that update.
     """
-    _end_on_termination()
+    _end_on_termination(terminated)
     shelf = await asyncio.to_thread(states.shelf, settings, resume=resume)
     settings = states.dated(settings, resume=resume)
     states.refuse_nothing(settings, resume=resume)
@@ -100,12 +103,12 @@ async def _loop(run: Run, done: Progress, report: Report, episodes: EpisodeWrite
                 if run.settings.checkpoint.every and done.step % run.settings.checkpoint.every == 0:
                     await asyncio.to_thread(run.copied)  # first: a checkpoint's rows and episodes are never behind it
                     states.save(run, done)
-                states.note(run, done)
+                await _whole(asyncio.to_thread(states.note(run, done)))
         done.after = await _measure(run, done.step, told)
         report.measured(done.step, done.after)
     finally:
         done.wall_s = time.perf_counter() - clock
-        states.note(run, done)
+        states.note(run, done)()
         if done.step:
             states.save(run, done)
             told("saved", done.step, {"directory": str(run.directory)})
@@ -173,11 +176,16 @@ async def _whole(work: Any) -> Any:
         return found
 
 
-def _end_on_termination() -> None:
+def _end_on_termination(terminated: Callable[[], None]) -> None:
     """Let SIGTERM, which announces a preemption, end the run as Ctrl-C does: saved."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def end() -> None:
+        terminated()
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
 
 
 def _summary(settings: Settings, done: Progress) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,22 +59,27 @@ class Progress:
 
 def save(run: Run, progress: Progress) -> None:
     """Begin to write a checkpoint of this step."""
-    run.checkpoints.save(progress.step, run.state, _host(run, progress))
+    run.checkpoints.save(progress.step, run.state, _host(run, progress)())
 
 
-def note(run: Run, progress: Progress) -> None:
-    """Write down what the host knows: what was spent and finished since the checkpoint of this step, too, must not be lost."""
-    write_json(run.directory / _NOTED, _host(run, progress), indent=None)
+def note(run: Run, progress: Progress) -> Callable[[], None]:
+    """Return what writes down what the host knows now: what was spent and finished since the checkpoint must not be lost.
+
+    Groups that wait are most of it and do not change: they are turned into text by whoever calls what this returns.
+    """
+    host = _host(run, progress)
+    return lambda: write_json(run.directory / _NOTED, host(), indent=None)
 
 
-def _host(run: Run, progress: Progress) -> dict[str, Any]:
-    return {
+def _host(run: Run, progress: Progress) -> Callable[[], dict[str, Any]]:
+    waiting = list(run.harvest.waiting)
+    host = {
         "progress": asdict(progress),
         "stream": run.stream.state(),
         "spent": {"queries": run.budget.queries, "money": run.budget.money},
         "read": {"calls": run.spending.calls, "tokens": run.spending.tokens, "money": run.spending.money},
-        "waiting": _GROUPS.dump_python(list(run.harvest.waiting), mode="json"),
     }
+    return lambda: {**host, "waiting": _GROUPS.dump_python(waiting, mode="json")}
 
 
 def restore(run: Run) -> Progress:
@@ -93,7 +98,7 @@ def restore(run: Run) -> Progress:
         host = noted
     spent = [one for one in (host, noted) if one is not None]
     for budget, key in ((run.budget, "spent"), (run.spending, "read")):
-        for name in _host(run, Progress())[key]:
+        for name in _host(run, Progress())()[key]:
             setattr(budget, name, max((one[key][name] for one in spent), default=0))
     if host is None:
         return Progress(before=noted["progress"]["before"] if noted else None)

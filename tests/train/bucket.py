@@ -48,6 +48,12 @@ class Bucket(HTTPServer):
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
 
+    def saving(self) -> set[str]:
+        """Which checkpoints have been begun and are not whole."""
+        names = [re.search(r"/checkpoints/(\d+)/(.*)", name) for name in tuple(self.storage.objects.get("runs", {}))]
+        begun = {found[1] for found in names if found}
+        return begun - {found[1] for found in names if found and found[2] == "commit_success.txt"}
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that were killed."""
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,14 +57,26 @@ class Training:
         name: of the run; what stands there is gone on from.
         overrides: besides `SMALL`.
         environment: besides this process's.
+        resume: also where nothing of the run stands.
+        saving: which checkpoints are begun and not whole, where they are not in the run's directory.
     """
 
-    def __init__(self, out: Path, name: str, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        out: Path,
+        name: str,
+        overrides: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        *,
+        resume: bool = False,
+        saving: Callable[[], set[str]] | None = None,
+    ) -> None:
+        self.saving = saving or self._saving
         self.directory, self._mark, self._log = out / name, out / f"{name}.mark", out / f"{name}.log"
         out.mkdir(parents=True, exist_ok=True)
         self._mark.unlink(missing_ok=True)
         arguments = ["train", "configs/quickstart.toml", f"out={out}", f"name={name}", *SMALL, *overrides]
-        if (self.directory / "config.json").exists() or "--resume" in overrides:
+        if (self.directory / "config.json").exists() or resume:
             arguments.append("--resume")
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -103,16 +115,19 @@ class Training:
             number: of the update, or of the checkpoint, from 1.
         """
         deadline, seen = time.monotonic() + _START_S, set[str]()
-        places = self.directory / "checkpoints"
         while self.process.poll() is None and time.monotonic() < deadline:
             if moment == "checkpoint":
-                seen |= {path.name for path in places.glob("*tmp*")} if places.exists() else set()
+                seen |= self.saving()
                 if len(seen) >= number:
                     return True
             elif self.updates >= number:
                 return True
             time.sleep(0.001)
         return self.process.poll() is None
+
+    def _saving(self) -> set[str]:
+        places = self.directory / "checkpoints"
+        return {path.name for path in places.glob("*tmp*")} if places.exists() else set()
 
     def kill(self) -> None:
         """End it as the system would: without a word."""
@@ -128,9 +143,7 @@ def killed(training: Training, moment: Moment, rng: random.Random) -> str:
     if training.process.poll() is not None:
         return ""
     training.kill()
-    places = training.directory / "checkpoints"
-    saving = places.exists() and any("tmp" in path.name for path in places.iterdir())
-    return "checkpoint" if saving else "update" if training.learning else "between"
+    return "checkpoint" if training.saving() else "update" if training.learning else "between"
 
 
 def trained(directory: Path) -> dict[str, list[int]]:
