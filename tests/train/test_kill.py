@@ -22,8 +22,9 @@ KILLS = int(os.environ.get("DRILL_KILLS", "20"))
 CURVE = ("rollout/reward", "update/loss", "update/gradient_norm")
 
 
-def curve(directory: Path) -> list[list[float | None]]:
-    return [[row["step"], *(row.get(name) for name in CURVE)] for row in read_metrics(directory)]
+def curve(directory: Path) -> list[list[float]]:
+    """Reward, loss and gradient of every update; 0 where there was nothing to learn."""
+    return [[row["step"], *(row.get(name, 0.0) for name in CURVE)] for row in read_metrics(directory)]
 
 
 def drilled(out: Path, overrides: list[str], bucket: Bucket | None = None) -> Counter[str]:
