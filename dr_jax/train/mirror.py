@@ -198,6 +198,7 @@ class Mirror:
         whole = self.flush(timeout_s)
         self._closing = True
         self._wake.set()
+        self._thread.join(1.0)  # nobody looks at the directory any more, unless a request hangs
         if not whole:
             _log.warning("not everything was copied to %s; a resume here copies the rest", self._shelf.address)
 
@@ -211,6 +212,8 @@ class Mirror:
         while not self._closing:
             self._wake.wait(self._every_s)
             self._wake.clear()
+            if self._closing:
+                return
             with self._lock:
                 asked = self._asked
             done = all(
