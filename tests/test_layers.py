@@ -30,7 +30,7 @@ BELOW["evaluate"] = {*BELOW["train"], "train"}
 BELOW["cli"] = set(BELOW)
 HOST = ("data", "rewards", "web", "littleweb", "agent", "rollout")
 DEVICE = ("sharding", "model", "engine", "learn")
-NETWORK = {"aiohttp", "requests", "httpx", "urllib3", "socket", "ssl"}
+NETWORK = {"aiohttp", "google", "gcsfs", "requests", "httpx", "urllib3", "socket", "ssl"}
 ARRAYS = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,18 @@ def bereaved() -> Iterator[None]:
         typer.echo(redacted(f"dr-jax: {error}"), err=True)
         sys.stderr.flush()
         os._exit(1)
+
+
+def leave_within(seconds: float) -> None:
+    """End this process in so many seconds, whatever it waits for by then: whoever announced the end will not wait longer."""
+
+    def leave() -> None:
+        os.write(2, b"dr-jax: not everything was saved in time; the same command with --resume does the rest again\n")
+        os._exit(130)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 class Screen:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dr_jax.cli.progress import Screen, bereaved, resumable
+from dr_jax.cli.progress import Screen, bereaved, leave_within, resumable
 
 Config = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that replace the file's: key.sub=value.")]
@@ -49,7 +49,9 @@ def command(
     console = Console()
     screen = Screen(console, settings.steps, quiet=as_json)
     with resumable(), bereaved():
-        summary = asyncio.run(train(settings, resume=resume, told=screen))
+        summary = asyncio.run(
+            train(settings, resume=resume, told=screen, terminated=lambda: leave_within(settings.checkpoint.grace_s))
+        )
     if hosts.index():  # the first process tells
         return
     if as_json:

@@ -74,6 +74,7 @@ class _State:
         index, count = state.get("share", (0, 1))  # there was a single stream before there were several
         self.share = (int(index), int(count))
         self.epochs: dict[int, dict[str, Any]] = {int(number): dict(sets) for number, sets in state["epochs"].items()}
+        self.filtered = {int(number): set(names) for number, names in state.get("filtered", {}).items()}
 
     def in_flight(self, number: int) -> set[str]:
         return set(self.epochs.get(number, {}).get("in_flight", ()))
@@ -81,7 +82,7 @@ class _State:
     def put_into(self, epoch: _Epoch, number: int, order: Sequence[str]) -> None:
         """Tell an epoch what this stream did with those questions of it that now are the epoch's."""
         if (sets := self.epochs.get(number)) is not None:
-            epoch.trained |= set(sets["trained"]) & set(epoch.by_id)
+            epoch.trained |= (set(sets["trained"]) | self.filtered.get(number, set())) & set(epoch.by_id)
             epoch.returned += [name for name in sets["returned"] if name in epoch.by_id]
             epoch.failures |= {name: int(times) for name, times in sets["failures"].items()}
         elif number <= self.latest:  # it was through with it
@@ -109,6 +110,7 @@ class Stream:
         self._seed, self._share = seed, share
         self._tries = tries
         self._open: dict[int, _Epoch] = {}
+        self._filtered: dict[int, set[str]] = {}  # by epoch, closed ones too: what they went on without
         self._latest = -1
         self._begin()
 
@@ -138,7 +140,7 @@ class Stream:
             ValueError: the question is not in flight.
         """
         epoch = self._epoch_of(question_id)
-        return next(number for number, one in self._open.items() if one is epoch), epoch.places[question_id]
+        return self._number(epoch), epoch.places[question_id]
 
     def mark_trained(self, question_id: str) -> None:
         """Say that a drawn question was used (trained on, or dropped on purpose): it is not drawn again in its epoch.
@@ -171,18 +173,20 @@ class Stream:
             epoch.returned.append(question_id)
         else:
             epoch.trained.add(question_id)
+            self._filtered.setdefault(self._number(epoch), set()).add(question_id)
         self._close()
         return again
 
     def state(self) -> dict[str, Any]:
-        """Return where every question is, as JSON values."""
+        """Return where every question is, as JSON values: trained, in flight, returned; and what epochs went on without."""
         return {
             "seed": self._seed,
             "share": list(self._share),
             "latest": self._latest,
+            "filtered": {str(number): sorted(names) for number, names in sorted(self._filtered.items())},
             "epochs": {
                 str(number): {
-                    "trained": sorted(epoch.trained),
+                    "trained": sorted(epoch.trained - self._filtered.get(number, set())),
                     "in_flight": sorted(epoch.in_flight),
                     "returned": list(epoch.returned),
                     "failures": dict(sorted(epoch.failures.items())),
@@ -218,6 +222,10 @@ class Stream:
             )
         kept, own = Counter(held), Counter[str]()  # a question may be out in two epochs at once
         self._open, self._latest = {}, max(one.latest for one in before)
+        self._filtered = {}
+        for number in sorted({number for one in before for number in one.filtered}):
+            names = set().union(*(one.filtered.get(number, ()) for one in before))
+            self._filtered[number] = names & set(self._build(number).by_id)
         first = min(min(one.epochs, default=one.latest + 1) for one in before)
         for number in range(first, self._latest + 1):
             epoch = self._build(number)
@@ -259,6 +267,9 @@ class Stream:
             raise DataError(f"Two questions have the id {twice!r}", needed="ids that are unique over all question files")
         random.Random(f"{self._seed}/{number}").shuffle(order)
         return order
+
+    def _number(self, epoch: _Epoch) -> int:
+        return next(number for number, one in self._open.items() if one is epoch)
 
     def _epoch_of(self, question_id: str) -> _Epoch:
         for _, epoch in sorted(self._open.items()):

@@ -114,6 +114,12 @@ def _segment(segment: Segment, decode: Decode) -> dict[str, Any]:
     return row
 
 
+def numbered(name: str, index: int) -> str:
+    """Return the name of a process's own file: that of the first one has no number."""
+    stem, _, kind = name.rpartition(".")
+    return f"{stem}-{index}.{kind}" if index else name
+
+
 def episode_files(directory: Path) -> list[str]:
     """Return the names of a run's files of episodes: `episodes.jsonl`, and one with a number of each further process."""
     numbers = (path.stem.removeprefix("episodes-") for path in directory.glob("episodes-*.jsonl"))

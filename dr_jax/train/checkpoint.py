@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from dr_jax import __version__
 from dr_jax.base.errors import CheckpointError, ConfigError
 from dr_jax.base.trace import logger
 from dr_jax.learn.update import State
@@ -66,7 +67,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        host = {**host, "model": _shapes(state), "base": self._base}
+        host = {**host, "model": _shapes(state), "base": self._base, "versions": _versions()}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         saved = self._manager.save(step, args=args)
         if not saved:
@@ -105,6 +106,8 @@ class Checkpoints:
                 )
                 continue
             self._set_aside(broken)
+            if (then := host.get("versions", {})) != _versions():
+                _log.warning("checkpoint %s was written with %s; this is %s", self._path / str(step), then, _versions())
             return state, host
         if broken:
             raise CheckpointError(
@@ -149,6 +152,10 @@ class Checkpoints:
     def close(self) -> None:
         """Finish writing and let go of the directory."""
         self._manager.close()
+
+
+def _versions() -> dict[str, str]:
+    return {"dr_jax": __version__, "jax": jax.__version__, "orbax": ocp.__version__}
 
 
 def _shapes(state: State) -> dict[str, list[int]]:

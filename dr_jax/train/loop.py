@@ -28,6 +28,7 @@ from dr_jax.tokens.trajectory import Group
 from dr_jax.train import state as states
 from dr_jax.train.evaluate import figures, mark, scored
 from dr_jax.train.lesson import joined, measured
+from dr_jax.train.mirror import Shelf
 from dr_jax.train.report import Report, Unwritten, write_json
 from dr_jax.train.run import Run, opened
 from dr_jax.train.settings import Settings
@@ -41,36 +42,41 @@ _log = logger(__name__)
 Told = Callable[[str, int, Mapping[str, Any]], None]
 
 
-async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict[str, Any]:
+async def train(
+    settings: Settings, *, resume: bool = False, told: Told, terminated: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Run a whole experiment and return its summary.
 
     Args:
         settings: of the run.
         resume: continue the run of this name from its newest readable checkpoint.
         told: called with a phase ("warm_up", "eval", "step", "saved"), an index, and numbers worth showing.
+        terminated: called at SIGTERM, when the run begins to end.
 
     Raises:
         UserError: something that a person can change, before anything long starts.
         MismatchError: engine and trainer disagree; the weights are left and saved as they were before that update.
     """
     together = Together(settings.processes)
-    _end_on_termination(together)
+    _end_on_termination(together, terminated)
     with together.watched():
+        shelf = await asyncio.to_thread(states.shelf, settings, together.index, resume=resume)
         settings = same(states.dated(settings, resume=resume), together)
-        states.refuse_nothing(settings, resume=resume)
+        if together.first:
+            states.refuse_nothing(settings, resume=resume)
         refuse_missing(settings.report)
         async with opened(settings, Metrics(), told, together) as run:
-            return await _train(run, settings, resume, told if together.first else _silent)
+            return await _train(run, settings, resume, shelf, told if together.first else _silent)
 
 
-async def _train(run: Run, settings: Settings, resume: bool, told: Told) -> dict[str, Any]:
+async def _train(run: Run, settings: Settings, resume: bool, shelf: Shelf | None, told: Told) -> dict[str, Any]:
     """Open the books, go through the loop, and close them."""
     first = run.together.first
     if first:
         states.run_directory(settings, resume=resume)
     run.together.exchange(None)  # the others may share the disk
     directory = states.run_directory(settings, resume=True)
-    run.write_to(directory, resume=resume)
+    run.write_to(directory, resume=resume, shelf=shelf)
     done = states.restore(run) if resume else Progress()
     below = done.step + 1
     if first:
@@ -114,14 +120,15 @@ async def _loop(run: Run, done: Progress, report: Report | Unwritten, episodes: 
                     report.step(done.step, numbers)
                 told("step", done.step, numbers)
                 if run.settings.checkpoint.every and done.step % run.settings.checkpoint.every == 0:
+                    await asyncio.to_thread(run.copied)  # first: a checkpoint's rows and episodes are never behind it
                     await _whole(asyncio.to_thread(run.together.exchange, None, states.host(run, done)))
                     states.save(run, done)
-                states.note(run, done)
+                await _whole(asyncio.to_thread(states.note(run, done)))
         done.after = await _measure(run, done.step, told)
         report.measured(done.step, done.after)
     finally:
         done.wall_s = time.perf_counter() - clock
-        states.note(run, done)
+        states.note(run, done)()
         why = reason(sys.exception())
         if await _whole(asyncio.to_thread(run.together.leave, why, states.host(run, done))) and done.step:
             states.save(run, done)
@@ -194,12 +201,13 @@ async def _whole(work: Any) -> Any:
         return found
 
 
-def _end_on_termination(together: Together) -> None:
+def _end_on_termination(together: Together, terminated: Callable[[], None]) -> None:
     """Let SIGTERM, which announces a preemption, end the run as Ctrl-C does: saved, on all processes."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 
     def end() -> None:
+        terminated()
         task.cancel()
         if not together.alone:
             loop.run_in_executor(None, together.call_off, INTERRUPTED)

@@ -33,6 +33,7 @@ from dr_jax.tokens.trajectory import Episode, Group, Outcome
 from dr_jax.train.actor import Actor, ReadingModel, load_actor, load_reading_model
 from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.lesson import Purse
+from dr_jax.train.mirror import Mirror, Shelf
 from dr_jax.train.places import Place, Places, Speaker
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
@@ -42,6 +43,7 @@ from dr_jax.train.trained import trained
 
 Told = Callable[[str, int, dict[str, Any]], None]
 _TRIES = 3  # at a question of an evaluation
+_COPIED_S = 10.0  # longest that a checkpoint waits for a bucket to have what belongs to it
 _WAITED_S = 0.5  # who waits longer for the world has waited for an outage to end
 
 
@@ -148,9 +150,10 @@ class Run(Stage):
         self.rows_multiple = row_ways(actor.mesh) // self.together.count
         self.stream = Stream(list(questions), settings.seed, share=(self.together.index, self.together.count))
         self.harvest = Harvest(settings.rollout.groups, self.metrics, at_once=settings.rollout.at_once)
+        self._mirror: Mirror | None = None
 
-    def write_to(self, directory: Path, *, resume: bool) -> None:
-        """Name the directory of the run and open its checkpoints.
+    def write_to(self, directory: Path, *, resume: bool, shelf: Shelf | None = None) -> None:
+        """Name the directory of the run and open its checkpoints, and the copy of its files in a bucket.
 
         Raises:
             ConfigError: there are checkpoints of another run.
@@ -160,6 +163,12 @@ class Run(Stage):
         where = kept.directory or directory / "checkpoints"
         self.checkpoints = Checkpoints(where, keep=kept.keep, resume=resume, base=self.trained.base)
         self._stack.callback(self.checkpoints.close)
+        if shelf is not None:
+            self._mirror = self._stack.enter_context(Mirror(shelf, directory, self.metrics, index=self.together.index))
+
+    def copied(self) -> bool:
+        """Copy what was written so far to the bucket, if there is one and it is quick; otherwise that is done later."""
+        return self._mirror is None or self._mirror.flush(_COPIED_S)
 
     @property
     def version(self) -> int:

@@ -166,15 +166,23 @@ class CheckpointSettings:
         every: updates between two checkpoints; 0 saves only at the end.
         keep: how many are kept.
         directory: local or `gs://…`; "" means `checkpoints` in the run's directory.
+        mirror: `gs://…` where settings, metrics, episodes and progress are copied to while the run goes on; "" means beside
+            the checkpoints, `DIRECTORY.files`, where those are in a bucket, and nowhere otherwise.
+        grace_s: seconds after SIGTERM in which the process is gone; what is not saved by then is done again by a resume.
     """
 
     every: int = 10
     keep: int = 2
     directory: str = ""
+    mirror: str = ""
+    grace_s: float = 18.0
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.keep < 1:
-            raise ValueError(f"every = {self.every}, keep = {self.keep}; 0 or more and at least 1 are needed")
+        if self.every < 0 or self.keep < 1 or self.grace_s <= 0:
+            raise ValueError(
+                f"every = {self.every}, keep = {self.keep}, grace_s = {self.grace_s}; "
+                "0 or more, at least 1 and more than 0 s are needed"
+            )
 
 
 @dataclass(frozen=True, slots=True)

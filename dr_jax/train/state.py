@@ -12,7 +12,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,11 @@ from dr_jax.base.trace import logger
 from dr_jax.model import hf
 from dr_jax.model.decoder import Weights
 from dr_jax.model.sizes import Sizes
-from dr_jax.rollout.record import EpisodeWriter, cut, episode_files
+from dr_jax.rollout.record import EpisodeWriter, cut, episode_files, numbered
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.tokens.trajectory import Episode, Group
+from dr_jax.train.mirror import Shelf, address, bring_back
 from dr_jax.train.report import write_json
 from dr_jax.train.settings import Settings
 
@@ -64,20 +65,29 @@ def save(run: Run, progress: Progress) -> None:
     run.checkpoints.save(progress.step, run.state, {**own, "others": others} if (others := run.together.parcels()) else own)
 
 
-def note(run: Run, progress: Progress) -> None:
-    """Write down what the host knows: what was spent and finished since the checkpoint of this step, too, must not be lost."""
-    write_json(run.directory / numbered(_NOTED, run.together.index), host(run, progress), indent=None)
+def note(run: Run, progress: Progress) -> Callable[[], None]:
+    """Return what writes down what the host knows now: what was spent and finished since the checkpoint must not be lost.
+
+    Groups that wait are most of it and do not change: they are turned into text by whoever calls what this returns.
+    """
+    now, path = _now(run, progress), run.directory / numbered(_NOTED, run.together.index)
+    return lambda: write_json(path, now(), indent=None)
 
 
 def host(run: Run, progress: Progress) -> dict[str, Any]:
     """Return what this process knows and no device does, as JSON values."""
-    return {
+    return _now(run, progress)()
+
+
+def _now(run: Run, progress: Progress) -> Callable[[], dict[str, Any]]:
+    waiting = list(run.harvest.waiting)
+    known = {
         "progress": asdict(progress),
         "stream": run.stream.state(),
         "spent": {"queries": run.budget.queries, "money": run.budget.money},
         "read": {"calls": run.spending.calls, "tokens": run.spending.tokens, "money": run.spending.money},
-        "waiting": _GROUPS.dump_python(list(run.harvest.waiting), mode="json"),
     }
+    return lambda: {**known, "waiting": _GROUPS.dump_python(waiting, mode="json")}
 
 
 def restore(run: Run) -> Progress:
@@ -118,10 +128,26 @@ def _of_one_moment(noteds: Sequence[dict[str, Any] | None], step: int) -> bool:
     return shares == [[index, len(noteds)] for index in range(len(noteds))]
 
 
-def numbered(name: str, index: int) -> str:
-    """Return the name of a process's own file: that of the first one has no number."""
-    stem, _, kind = name.rpartition(".")
-    return f"{stem}-{index}.{kind}" if index else name
+def shelf(settings: Settings, index: int, *, resume: bool) -> Shelf | None:
+    """Open the bucket that a run is copied to, if there is one; what is to be resumed and is not here is brought back first.
+
+    Args:
+        settings: of the run.
+        index: of this process, which brings back and copies what it writes itself.
+        resume: whether there is something to bring back.
+
+    Raises:
+        UserError: the bucket does not exist, or refuses to be read or written.
+    """
+    place = address(settings.checkpoint.directory, settings.checkpoint.mirror)
+    if not place:
+        return None
+    found = Shelf(place)
+    if not index:
+        found.refuse_closed()
+    if resume:
+        bring_back(found, Path(settings.out) / settings.name, index)
+    return found
 
 
 def dated(settings: Settings, *, resume: bool) -> Settings:

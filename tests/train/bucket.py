@@ -1,0 +1,106 @@
+"""A bucket on loopback that speaks Google's protocol, fails now and then, and keeps one door shut."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import HTTPServer
+from typing import Any
+
+from gcp_storage_emulator.handlers.buckets import create_bucket
+from gcp_storage_emulator.server import RequestHandler
+from gcp_storage_emulator.storage import Storage
+
+
+class Bucket(HTTPServer):
+    """Serves the buckets `runs` and `closed`; the second refuses everybody.
+
+    Args:
+        share: of the requests that are answered 503 instead.
+    """
+
+    def __init__(self, share: float = 0.0) -> None:
+        self.storage = Storage(use_memory_fs=True)
+        for name in ("runs", "closed"):
+            create_bucket(name, self.storage)
+        self.share, self.seconds, self.rng = share, 0.0, random.Random(0)
+        self.answered: Counter[int] = Counter()
+        super().__init__(("127.0.0.1", 0), self._handler)  # type: ignore[arg-type]
+
+    def _handler(self, *arguments: Any) -> _Handler:
+        return _Handler(self.storage, *arguments)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What points tensorstore, gcsfs and google-cloud-storage here."""
+        url = f"http://127.0.0.1:{self.server_port}"
+        return {
+            "STORAGE_EMULATOR_HOST": url,
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
+            "GOOGLE_CLOUD_PROJECT": "p",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
+
+    def saving(self) -> set[str]:
+        """Which checkpoints have been begun and are not whole."""
+        names = [re.search(r"/checkpoints/(\d+)/(.*)", name) for name in tuple(self.storage.objects.get("runs", {}))]
+        begun = {found[1] for found in names if found}
+        return begun - {found[1] for found in names if found and found[2] == "commit_success.txt"}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that were killed."""
+
+
+class _Handler(RequestHandler):
+    server: Bucket
+
+    def _answer(self, method: str) -> None:
+        time.sleep(self.server.seconds)
+        refused = 0
+        if re.search(r"/b/closed(/|$|\?)", self.path):
+            refused = 403
+        elif self.server.rng.random() < self.server.share:
+            refused = 503
+        self.server.answered[refused] += 1
+        if refused:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_error(refused)
+        else:
+            getattr(super(), f"do_{method}")()
+
+    def do_GET(self) -> None:
+        self._answer("GET")
+
+    def do_POST(self) -> None:
+        self._answer("POST")
+
+    def do_PUT(self) -> None:
+        self._answer("PUT")
+
+    def do_DELETE(self) -> None:
+        self._answer("DELETE")
+
+    def do_PATCH(self) -> None:
+        self._answer("PATCH")
+
+
+@contextmanager
+def served(share: float = 0.0) -> Iterator[Bucket]:
+    """Serve a bucket until the block ends."""
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    bucket = Bucket(share)
+    thread = threading.Thread(target=bucket.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield bucket
+    finally:
+        bucket.shutdown()
+        thread.join()
+        bucket.server_close()

@@ -1,0 +1,129 @@
+"""One run of littleweb, killed twenty times without warning, and what became of every question of its epoch."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dr_jax.rollout.record import read_episodes
+from dr_jax.train.report import read_metrics
+
+pytest.importorskip("gcp_storage_emulator")
+
+from tests.train.bucket import Bucket, served
+from tests.train.drill import MOMENTS, Training, killed, stream, trained
+
+KILLS = int(os.environ.get("DRILL_KILLS", "20"))
+CURVE = ("rollout/reward", "update/loss", "update/gradient_norm")
+
+
+def curve(directory: Path) -> list[list[float]]:
+    """Reward, loss and gradient of every update; 0 where there was nothing to learn."""
+    return [[row["step"], *(row.get(name, 0.0) for name in CURVE)] for row in read_metrics(directory)]
+
+
+def drilled(out: Path, overrides: list[str], bucket: Bucket | None = None) -> Counter[str]:
+    """Kill a run at random moments until it has been killed often enough, then let it end; return what was in progress.
+
+    With a bucket, every second machine that goes on has nothing of the run but what is there.
+    """
+    rng, found = random.Random(0), Counter[str]()
+    environment, saving = (bucket.environment, bucket.saving) if bucket else ({}, None)
+
+    def begun(number: int) -> Training:
+        fresh = bucket is not None and number > 2 and number % 2 == 1
+        if fresh:
+            shutil.rmtree(out / "killed")
+        return Training(out, "killed", overrides, environment, resume=fresh, saving=saving)
+
+    for number in range(KILLS):
+        training = begun(number)
+        what = killed(training, MOMENTS[number % len(MOMENTS)], rng)
+        assert what or training.end() == 0, training.log()
+        if not what:
+            break
+        found[what] += 1
+        print(f"kill {number + 1}: {what}, {len(read_metrics(training.directory))} updates written down", flush=True)
+    last = begun(KILLS)
+    assert last.end() == 0, last.log()
+    return found
+
+
+def audit(out: Path, found: Counter[str]) -> None:
+    """Check what became of every question and of the curve, beside a run that nobody killed."""
+    went = trained(out / "killed")
+    filtered = {name for names in stream(out / "killed")["filtered"].values() for name in names}
+    assert len(went) + len(filtered - set(went)) == 40, "a question was lost"
+    assert all(len(updates) == 1 for updates in went.values()), "a question was trained twice"
+    assert went == trained(out / "whole")
+    assert Counter(row["step"] for row in read_episodes(out / "killed" / "episodes.jsonl")) == dict.fromkeys(range(1, 21), 8)
+    for one, other in zip(curve(out / "killed"), curve(out / "whole"), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+    print(f"killed {sum(found.values())} times: {dict(found)}; {len(went)} questions trained once, {len(filtered)} filtered")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_7_a_run_that_is_killed_at_random_trains_every_question_once_on_the_same_curve(tmp_path: Path) -> None:
+    """Updates that drain make a run a function of its settings: its curve has to be the uninterrupted run's, every number."""
+    steps = ["steps=20"]  # of two groups each: the 40 questions of one epoch
+    found = drilled(tmp_path, steps)
+    whole = Training(tmp_path, "whole", steps)
+    assert whole.end() == 0, whole.log()
+    assert found["update"], found
+    assert found["checkpoint"], found
+    audit(tmp_path, found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_preempted_run_is_saved_and_gone_within_its_grace_period(tmp_path: Path) -> None:
+    took = []
+    for moment in MOMENTS:
+        training = Training(tmp_path, "told", ["steps=50"])
+        assert training.reach(moment, 2), training.log()
+        start = time.monotonic()
+        training.process.send_signal(signal.SIGTERM)
+        assert training.end() == 130, training.log()
+        took.append(time.monotonic() - start)
+        saved = [int(path.name) for path in (tmp_path / "told" / "checkpoints").iterdir() if path.name.isdigit()]
+        assert max(saved) == len(read_metrics(tmp_path / "told")) > 0
+    print("saved and gone after " + ", ".join(f"{moment} {s:.1f} s" for moment, s in zip(MOMENTS, took, strict=True)))
+    assert max(took) < 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_7_the_same_with_everything_in_a_bucket_that_fails_now_and_then(tmp_path: Path) -> None:
+    with served(share=0.02) as bucket:
+        found = drilled(tmp_path, ["steps=20", "checkpoint.directory=gs://runs/killed/checkpoints"], bucket)
+        assert bucket.answered[503] > 0
+        print(f"the bucket answered {bucket.answered[0]} requests and failed {bucket.answered[503]}")
+    whole = Training(tmp_path, "whole", ["steps=20"])
+    assert whole.end() == 0, whole.log()
+    audit(tmp_path, found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_preempted_run_does_not_wait_for_a_slow_bucket(tmp_path: Path) -> None:
+    place = ["steps=50", "checkpoint.directory=gs://runs/told/checkpoints"]
+    with served() as bucket:
+        training = Training(tmp_path, "told", place, bucket.environment)
+        assert training.reach("update", 3), training.log()
+        bucket.seconds = 3.0
+        start = time.monotonic()
+        training.process.send_signal(signal.SIGTERM)
+        assert training.end() == 130, training.log()
+        took = time.monotonic() - start
+        bucket.seconds = 0.0
+        again = Training(tmp_path, "told", place, bucket.environment)
+        assert again.reach("update", 1), again.log()
+        again.kill()
+    print(f"gone after {took:.1f} s with a bucket that takes 3 s for every answer")
+    assert took < 20
