@@ -66,8 +66,8 @@ def difference(here: Facts, there: Facts, ahead: float, most_s: float) -> str:
     if abs(ahead) > most_s:
         now = time.time()
         return (
-            f"its clock says {_clock(now + ahead)} when the one of the trainer on {here['host']} says {_clock(now)}; they may be "
-            f"{most_s:g} s apart (rollout.ray.clock_s): have both follow a time server"
+            f"its clock says {_clock(now + ahead)} when the one of the trainer on {here['host']} says {_clock(now)}; they may "
+            f"be {most_s:g} s apart (rollout.ray.clock_s): have both follow a time server"
         )
     return ""
 

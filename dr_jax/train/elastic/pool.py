@@ -161,7 +161,7 @@ class Pool:
             raise
 
     def _chosen(self, waiter: _Waiter) -> _Seat | None:
-        """The hand that has the episode's pages, or its siblings', or else the one with the least to do; None when all are full."""
+        """The hand that has the episode's pages, or its siblings', or else the one with the least to do; None: all are full."""
         able = [
             seat
             for seat in self._seats

@@ -10,8 +10,8 @@ class RaySettings:
     """Workers that sample for this run on other hosts, placed by Ray.
 
     The trainer keeps the episodes; a worker holds an engine and is asked for one continuation at a time. A host joins with
-    `ray start --address=HEAD:6379 --resources='{"dr_jax_rollout": 1}'`, and may be taken away at any moment: what was drawn there
-    goes on elsewhere. Each host needs the same dr_jax, JAX, Ray and Python, and no model: weights come from the trainer.
+    `ray start --address=HEAD:6379 --resources='{"dr_jax_rollout": 1}'`, and may be taken away at any moment: what was drawn
+    there goes on elsewhere. Each host needs the same dr_jax, JAX, Ray and Python, and no model: weights come from the trainer.
 
     Args:
         workers: the most workers; those for which no host has room yet start when one joins. 0 has no use for Ray.

@@ -8,6 +8,7 @@ Holds: knows nothing of how it is reached; newest weights win, whatever the orde
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class Worker:
                 return
             placed = await asyncio.to_thread(put, weights, self._places)
             await asyncio.to_thread(self.engine.adopt, placed, version)
-            while self.engine.version < version and self._failure is None:
+            while self.engine.version < version and self._failure is None:  # noqa: ASYNC110 another thread swaps them
                 await asyncio.sleep(_SWAP_S)
         self._ended.set()  # this is news, too
 
@@ -138,17 +139,15 @@ def put(weights: Mapping[str, Any], places: Mapping[str, NamedSharding]) -> Weig
 
 
 def hired(spec: Spec, weights: Mapping[str, Any], version: int) -> Worker:
-    """Put an engine around weights, on every device of this process, and compile its programs.
+    """Put an engine around weights, on the devices of this process, and compile its programs.
 
     Args:
         spec: of the engine.
         weights: by name, in host memory, of the dtype that the engine computes with.
         version: of them.
-
-    Raises:
-        CapacityError: the model's heads cannot be split over the devices.
     """
-    devices = jax.devices()
+    # As many devices as the model can be split over: what cannot be divided is left out, not refused.
+    devices = jax.devices()[: math.gcd(len(jax.devices()), spec.sizes.heads, spec.sizes.ff)]
     mesh = make_mesh(MeshSettings(data=1, fsdp=1, tensor=len(devices)), devices)
     places = rules.shardings(describe(spec.sizes), mesh)
     engine = Engine(put(weights, places), spec.sizes, spec.settings, mesh=mesh, metrics=Metrics(), version=version)
