@@ -170,7 +170,7 @@ async def test_cancelling_frees_the_workers_slot(workers: list[Worker]) -> None:
     pool, line = pool_of(), Line(workers[0])
     async with joined(pool, line, room=1):
         task = asyncio.create_task(pool.sample(PROMPT, Sampling(80), key(0)))
-        while not line.taken:
+        while not line.taken:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         task.cancel()
         found = await asyncio.wait_for(pool.sample(PROMPT, Sampling(5), key(1)), 20)

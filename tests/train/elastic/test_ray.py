@@ -1,4 +1,4 @@
-"""Workers as real processes of a real Ray cluster on this machine: joining, newer weights, a kill, an address with nobody there."""
+"""Workers as real processes of a real Ray cluster on this machine: joining, newer weights, a kill, a wrong address."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def key(sibling: int) -> RequestKey:
 async def until(pool: Pool, hands: int) -> None:
     """Wait for so many workers."""
     async with asyncio.timeout(240):
-        while len(pool.hands) != hands:
+        while len(pool.hands) != hands:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -46,7 +46,7 @@ async def test_a_killed_actors_requests_go_on_elsewhere_and_another_takes_its_pl
         await until(pool, 2)
         asked = [(PROMPT, Sampling(80), key(one)) for one in range(40)]
         drawing = asyncio.gather(*(pool.sample(*one) for one in asked))
-        while metrics.snapshot()[0].get("rollout/drawn_elsewhere", 0) < 200:
+        while metrics.snapshot()[0].get("rollout/drawn_elsewhere", 0) < 200:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         ray.kill(next(iter(crew.actors.values())))
         found = await asyncio.wait_for(drawing, 120)
