@@ -37,11 +37,13 @@ async def connected(settings: RaySettings) -> AsyncIterator[None]:
         return
     if settings.address not in ("auto", "local"):
         await _refuse_silence(settings)
-    await _initialized(settings)
+    over = threading.Event()
     try:
+        thread = await _initialized(settings, over)
         yield
     finally:
-        await asyncio.to_thread(ray.shutdown)
+        over.set()
+    await asyncio.to_thread(thread.join, settings.connect_s)
 
 
 async def answered(call: Awaitable[Answer], name: str) -> Answer:
@@ -86,7 +88,7 @@ async def _refuse_silence(settings: RaySettings) -> None:
     writer.close()
 
 
-async def _initialized(settings: RaySettings) -> None:
+async def _initialized(settings: RaySettings, over: threading.Event) -> threading.Thread:
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     loop, arguments = asyncio.get_running_loop(), _arguments(settings)
 
@@ -95,15 +97,19 @@ async def _initialized(settings: RaySettings) -> None:
             done.set_exception(error) if error is not None else done.set_result(None)
 
     def begin() -> None:
-        # In a thread: Ray would take over the signals of the main one, and cannot be given a deadline.
+        # In a thread: Ray would take over the signals of the main one, and cannot be given a deadline. The thread stays: when
+        # it ends, Linux ends what it has started, a local cluster among it (PR_SET_PDEATHSIG).
         try:
             ray.init(**arguments)
         except BaseException as error:  # noqa: BLE001 it is raised below
             loop.call_soon_threadsafe(settle, error if isinstance(error, Exception) else RuntimeError(repr(error)))
         else:
             loop.call_soon_threadsafe(settle, None)
+            over.wait()
+            ray.shutdown()
 
-    threading.Thread(target=begin, name="ray.init", daemon=True).start()
+    thread = threading.Thread(target=begin, name="ray.init", daemon=True)
+    thread.start()
     try:
         async with asyncio.timeout(settings.connect_s):
             await done
@@ -111,6 +117,7 @@ async def _initialized(settings: RaySettings) -> None:
         raise _unreachable(settings, f"it did not take this process within {settings.connect_s:g} s") from None
     except Exception as error:
         raise _unreachable(settings, " ".join(str(error).split())[:600]) from error
+    return thread
 
 
 def _arguments(settings: RaySettings) -> dict[str, Any]:
