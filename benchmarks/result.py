@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,6 +52,13 @@ def write(
         "name": name,
         "sides": {side: asdict(spread) for side, spread in sides.items()},
         "ratios": {peer: round(sides[mine].median / sides[peer].median, 4) for peer in peers if sides[peer].median},
+    }
+    return write_json(name, content, packages, folder)
+
+
+def write_json(name: str, content: Mapping[str, Any], packages: Sequence[str], folder: Path = RESULTS) -> Path:
+    """Write what was found, with where and with what: machine, versions, commit."""
+    content = dict(content) | {
         "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version()} | {one: version(one) for one in packages},
         "commit": _commit(),

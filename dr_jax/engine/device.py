@@ -16,6 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dr_jax.base.errors import CheckpointError
+from dr_jax.engine.capacity import refuse_too_large
+from dr_jax.engine.choice import Form, decoding
 from dr_jax.engine.items import Tiles, listed
 from dr_jax.engine.pages import SCRATCH
 from dr_jax.engine.request import Request
@@ -55,6 +57,9 @@ class Device:
         settings: capacities.
         mesh: None means where the weights lie.
         version: of the weights.
+
+    Raises:
+        CapacityError: the pools do not fit.
     """
 
     def __init__(self, weights: Weights, sizes: Sizes, settings: EngineSettings, mesh: Mesh | None, version: int) -> None:
@@ -71,7 +76,7 @@ class Device:
         platform = next(iter(everywhere.device_set)).platform
         self._apart = platform == "cpu" and len(everywhere.device_set) == 1 and sizes.layers <= settings.unrolled_layers
         self.weights = self.fitted(weights)
-        self._tiles = _tiles(settings, platform)
+        self._tiles = tiles(settings, sizes, platform, mesh)
         self._programs = programs(
             sizes,
             tokens_per_call=settings.tokens_per_call,
@@ -79,6 +84,8 @@ class Device:
             everywhere=everywhere,
             eigen=platform == "cpu" and settings.slots <= FEW_SLOTS and settings.max_context <= SHORT_CONTEXT,
         )
+        ways = sizes.kv_heads // self._programs.pools.k_LKPWC.shard_shape((1, sizes.kv_heads, 1, 1, 1))[1]
+        refuse_too_large(settings, sizes, everywhere.addressable_devices, ways)
         self._pools = self._programs.empty_pools(settings.page_count, settings.page_size, settings.dtype)
 
     def fitted(self, weights: Weights) -> Laid:
@@ -190,8 +197,11 @@ def _draws(requests: Sequence[Request], count: int) -> Draws:
     return Draws(keys, indices, temperatures, ps, ks)
 
 
-def _tiles(settings: EngineSettings, platform: str) -> Tiles:
+def tiles(settings: EngineSettings, sizes: Sizes, platform: str, mesh: Mesh | None) -> Tiles:
+    """Choose how attention over pages is cut up, and with which kernel."""
     # On a CPU what is met at once should stay in its cache; elsewhere each step costs kernel launches.
     tokens, at_once = (128, 16) if platform == "cpu" else (512, 128)
     pages = min(max(tokens // settings.page_size, 1), settings.pages_per_request)
-    return Tiles(settings.block or pages * settings.page_size, at_once)
+    form = Form.of(settings, sizes, mesh.shape.get("tensor", 1) if mesh is not None else 1)
+    kernel = decoding(settings.attention, form, platform, mesh)
+    return Tiles(settings.block or pages * settings.page_size, at_once, kernel, flat=platform == "cpu")

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from dr_jax.engine.kernels import Decoding
+
 SHARED = 4  # rows that meet a shared block together; with half of them or fewer each meets it alone
 
 
@@ -22,10 +24,15 @@ class Tiles(NamedTuple):
     Args:
         tokens: of a block of keys, a multiple of the page size.
         at_once: blocks that single queries meet in one step.
+        kernel: how single queries meet pages; None is plain JAX.
+        flat: read a page as one stretch of numbers and write all heads of a token at once, which is quicker on a CPU; a TPU
+            would copy the pools, in every layer, to lay them out so.
     """
 
     tokens: int
     at_once: int
+    kernel: Decoding | None = None
+    flat: bool = True
 
 
 class Blocks(NamedTuple):

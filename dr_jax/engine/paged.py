@@ -55,6 +55,7 @@ def paged_attention(
         items: the blocks of single queries (Q = 1); None where there are stretches of them.
     """
     page_size = pools.k_LKPWC.shape[3]
+    kernel = tiles.kernel if positions_BQ.shape[1] == 1 else None
 
     def attend(
         cache: Pools,
@@ -65,27 +66,37 @@ def paged_attention(
     ) -> tuple[Float[Array, "B T H C"], Pools]:
         pages_BQ = jnp.take_along_axis(tables_BX, positions_BQ // page_size, axis=1, mode="clip")
         pages_BQ = jnp.where(valid_BQ, pages_BQ, SCRATCH)
-        write = partial(_written, layer=layer, pages_BQ=pages_BQ, offsets_BQ=positions_BQ % page_size)
+        write = partial(_written, flat=tiles.flat, layer=layer, pages_BQ=pages_BQ, offsets_BQ=positions_BQ % page_size)
         pools = Pools(write(cache.k_LKPWC, k_BTKC), write(cache.v_LKPWC, v_BTKC))
+        if kernel is not None:  # where a row has no place, it would gather what lies in its memory
+            lengths_B = jnp.where(valid_BQ[:, 0], positions_BQ[:, 0] + 1, 1)
+            return kernel(q_BTHC, pools, layer, tables_BX, lengths_B), pools
         if items is not None:
             return _met_each(q_BTHC, pools, layer, positions_BQ[:, 0], items, tiles), pools
         longest = jnp.max(jnp.where(valid_BQ, positions_BQ, 0)) + 1
         blocks = (longest + tiles.tokens - 1) // tiles.tokens
-        return _met(q_BTHC, pools, layer, tables_BX, positions_BQ, blocks, tiles.tokens), pools
+        return _met(q_BTHC, pools, layer, tables_BX, positions_BQ, blocks, tiles), pools
 
     return attend
 
 
-def _written(pool_LKPWC: Array, new_BQKC: Array, *, layer: Array, pages_BQ: Array, offsets_BQ: Array) -> Array:
-    return pool_LKPWC.at[layer, :, pages_BQ, offsets_BQ].set(new_BQKC.astype(pool_LKPWC.dtype), mode="promise_in_bounds")
+def _written(
+    pool_LKPWC: Array, new_BQKC: Array, *, flat: bool, layer: Array, pages_BQ: Array, offsets_BQ: Array
+) -> Float[Array, "L K P W C"]:
+    new_BQKC = new_BQKC.astype(pool_LKPWC.dtype)
+    if flat:
+        return pool_LKPWC.at[layer, :, pages_BQ, offsets_BQ].set(new_BQKC, mode="promise_in_bounds")
+    heads_K = jnp.arange(pool_LKPWC.shape[1], dtype=jnp.int32)[None, None]
+    at = (layer, heads_K, pages_BQ[..., None], offsets_BQ[..., None])
+    return pool_LKPWC.at[at].set(new_BQKC, mode="promise_in_bounds")
 
 
-def _read(pool_LKPWC: Array, layer: Int[Array, ""], pages_BX: Int[Array, "B X"]) -> Float[Array, "K B T C"]:
+def _read(pool_LKPWC: Array, layer: Int[Array, ""], pages_BX: Int[Array, "B X"], flat: bool) -> Float[Array, "K B T C"]:
     """Gather the pages of each row, T = X W tokens, one after the other."""
     kv_heads, channels = pool_LKPWC.shape[1], pool_LKPWC.shape[-1]
-    flat_LKPN = pool_LKPWC.reshape(*pool_LKPWC.shape[:3], -1)
-    take: Callable[[Array], Array] = lambda flat_LPN: flat_LPN.at[layer, pages_BX].get(mode="promise_in_bounds")  # noqa: E731
-    return jax.vmap(take, in_axes=1)(flat_LKPN).reshape(kv_heads, len(pages_BX), -1, channels)
+    pages_LKPN = pool_LKPWC.reshape(*pool_LKPWC.shape[:3], -1) if flat else pool_LKPWC
+    take: Callable[[Array], Array] = lambda pages_LPN: pages_LPN.at[layer, pages_BX].get(mode="promise_in_bounds")  # noqa: E731
+    return jax.vmap(take, in_axes=1)(pages_LKPN).reshape(kv_heads, len(pages_BX), -1, channels)
 
 
 def _met(
@@ -95,7 +106,7 @@ def _met(
     tables_BX: Int[Array, "B X"],
     positions_BQ: Int[Array, "B Q"],
     blocks: Int[Array, ""],
-    block: int,
+    tiles: Tiles,
 ) -> Float[Array, "B Q H C"]:
     rows, queries, heads, channels = q_BQHC.shape
     kv_heads, page_size = pools.k_LKPWC.shape[1], pools.k_LKPWC.shape[3]
@@ -105,7 +116,7 @@ def _met(
     q_KBRC = scaled.reshape(rows, queries, kv_heads, groups, channels).transpose(2, 0, 3, 1, 4)
     q_KBRC = q_KBRC.reshape(kv_heads, rows, groups * queries, channels)
     positions_BR = jnp.tile(positions_BQ, (1, groups))
-    wide = block // page_size
+    block, wide = tiles.tokens, tiles.tokens // page_size
     tables_BX = jnp.pad(tables_BX, ((0, 0), (0, -tables_BX.shape[1] % wide)))
 
     def meet(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -113,14 +124,14 @@ def _met(
         pages_BX = jax.lax.dynamic_slice_in_dim(tables_BX, index * wide, wide, axis=1)
         # Queries last: a CPU's vector units take maxima and sums of many queries at once, but not of many keys.
         scores = jnp.einsum(
-            "KBTC,KBRC->KBTR", _read(pools.k_LKPWC, layer, pages_BX), q_KBRC, preferred_element_type=jnp.float32
+            "KBTC,KBRC->KBTR", _read(pools.k_LKPWC, layer, pages_BX, tiles.flat), q_KBRC, preferred_element_type=jnp.float32
         )
         places_T = index * block + jnp.arange(block, dtype=jnp.int32)
         seen_BTR = places_T[None, :, None] <= positions_BR[:, None, :]
         scores = jnp.where(seen_BTR[None], scores, jnp.float32(_HIDDEN))
         best = jnp.maximum(best_KBR, scores.max(axis=2))
         weights, shrink = jnp.exp(scores - best[:, :, None]), jnp.exp(best_KBR - best)
-        values = _read(pools.v_LKPWC, layer, pages_BX)
+        values = _read(pools.v_LKPWC, layer, pages_BX, tiles.flat)
         out = jnp.einsum("KBTR,KBTC->KBRC", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         return best, total_KBR * shrink + weights.sum(axis=2), out_KBRC * shrink[..., None] + out
 
@@ -180,7 +191,7 @@ def _met_blocks(
         pages_MX, starts_M, rows_MS = cut(blocks.pages_NX), cut(blocks.starts_N), cut(blocks.rows_NS)
         q_KMRC = q_KBGC[:, rows_MS].reshape(kv_heads, at_once, members * groups, channels)
         scores = jnp.einsum(
-            "KMRC,KMTC->KMRT", q_KMRC, _read(pools.k_LKPWC, layer, pages_MX), preferred_element_type=jnp.float32
+            "KMRC,KMTC->KMRT", q_KMRC, _read(pools.k_LKPWC, layer, pages_MX, tiles.flat), preferred_element_type=jnp.float32
         )
         places_MT = starts_M[:, None] + jnp.arange(tiles.tokens, dtype=jnp.int32)[None]
         seen_MST = places_MT[:, None] <= positions_B[rows_MS][:, :, None]
@@ -188,7 +199,7 @@ def _met_blocks(
         scores = jnp.where(seen_MRT[None], scores, jnp.float32(_HIDDEN))
         best_KMR = scores.max(axis=-1)
         weights = jnp.exp(scores - best_KMR[..., None])
-        values = _read(pools.v_LKPWC, layer, pages_MX)
+        values = _read(pools.v_LKPWC, layer, pages_MX, tiles.flat)
         out = jnp.einsum("KMRT,KMTC->KMRC", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         place = first + step * (at_once * members)
         shaped: Callable[[Array], Array] = lambda one: one.reshape(kv_heads, at_once * members, groups, *one.shape[3:])  # noqa: E731

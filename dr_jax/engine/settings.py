@@ -27,6 +27,9 @@ class EngineSettings:
             programs take longer to compile.
         max_waiting: requests that run or are queued; further callers wait before they are queued.
         dtype: of keys and values.
+        attention: how single queries meet pages: `auto` is the faster of what this device has, tried at the start; `plain` is
+            JAX without kernels; `pallas` is the kernel of the platform. Where it cannot be used, `plain` is.
+        memory_gib: most GiB of each device for keys and values; 0 is what is free, where the device tells it.
     """
 
     slots: int = 32
@@ -40,6 +43,8 @@ class EngineSettings:
     unrolled_layers: int = 8
     max_waiting: int = 4096
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["auto", "plain", "pallas"] = "auto"
+    memory_gib: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("slots", "page_size", "max_context", "tokens_per_call", "prefill_width", "max_waiting"):
@@ -49,6 +54,8 @@ class EngineSettings:
             raise ValueError(f"prefill_rows = {self.prefill_rows}; rising numbers from 1 are needed")
         if self.pages < 0 or 0 < self.pages < 2:
             raise ValueError(f"pages = {self.pages}; 0 (enough for all slots) or at least 2 is needed")
+        if self.memory_gib < 0:
+            raise ValueError(f"memory_gib = {self.memory_gib}; 0 (what is free) or more is needed")
         if self.block % self.page_size:
             raise ValueError(f"block = {self.block} is not a multiple of page_size = {self.page_size}")
 

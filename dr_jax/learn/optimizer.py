@@ -19,7 +19,7 @@ from optax.contrib import MuonDimensionNumbers
 
 Axes = Mapping[str, tuple[str | None, ...]]
 
-LAYER, WIDTH, VOCABULARY = "layer", "width", "vocab"  # the logical axes that decide what a weight is
+LAYER, WIDTH, VOCABULARY, RANK = "layer", "width", "vocab", "rank"  # the logical axes that decide what a weight is
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,4 +168,4 @@ def _matrix(axes: tuple[str | None, ...]) -> MuonDimensionNumbers | None:
 
 
 def _decays(axes: tuple[str | None, ...]) -> bool:
-    return VOCABULARY in axes or _matrix(axes) is not None
+    return VOCABULARY in axes or RANK in axes or _matrix(axes) is not None

@@ -25,9 +25,10 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from dr_jax.learn import losses
 from dr_jax.learn.batch import Batch
 from dr_jax.learn.losses import LossSettings, Tally
-from dr_jax.model.attention import segment_attention
 from dr_jax.model.decoder import head, hidden_states
 from dr_jax.model.logprobs import token_logprobs
+from dr_jax.model.lora import LoraSettings, scaled
+from dr_jax.model.packed import How, packed_attention
 from dr_jax.model.sizes import Sizes
 
 Weights = dict[str, Array]
@@ -42,7 +43,16 @@ class Forward(Protocol):
         ...
 
 
-def through(sizes: Sizes, *, remat: bool = False, chunk: int = 1024, compute_dtype: DTypeLike | None = None) -> Forward:
+def through(
+    sizes: Sizes,
+    *,
+    remat: bool = False,
+    chunk: int = 1024,
+    compute_dtype: DTypeLike | None = None,
+    attention: How = "auto",
+    platform: str | None = None,
+    lora: LoraSettings | None = None,
+) -> Forward:
     """Read log-probabilities off a decoder of these sizes.
 
     Args:
@@ -50,10 +60,14 @@ def through(sizes: Sizes, *, remat: bool = False, chunk: int = 1024, compute_dty
         remat: compute layers again in the backward pass instead of keeping their intermediates.
         chunk: tokens whose logits are held at a time; [B, T, V] never is.
         compute_dtype: of the matrix products; None means that of the weights.
+        attention: the kernel; see `model.packed`.
+        platform: what is compiled for; None is the default backend.
+        lora: what the adapters among the weights were made with; None where there are none.
     """
 
     def forward(weights: Weights, batch: Batch, temperature: Float[Array, ""]) -> tuple[PerToken, PerToken]:
-        attend = segment_attention(batch.segments)
+        weights = scaled(weights, lora) if lora is not None else weights
+        attend = packed_attention(batch.segments, attention, platform=platform)
         hidden_BTD, _ = hidden_states(
             weights, sizes, batch.ids, batch.positions, attend, remat=remat, compute_dtype=compute_dtype
         )
@@ -164,6 +178,7 @@ def make_update(
     loss: LossSettings,
     optimizer: optax.GradientTransformation,
     state: State,
+    frozen: Weights | None = None,
 ) -> Update:
     """Compile the update.
 
@@ -172,8 +187,10 @@ def make_update(
         loss: the objective.
         optimizer: what turns a gradient into a step; it clips the gradient where that is wanted.
         state: an example of the states to come: sums of gradients lie where its weights lie.
+        frozen: weights that the model has beside those of the state; they are not trained and have no gradient.
     """
-    programs = _Programs(forward, loss, optimizer, state)
+    beside = frozen or {}
+    programs = Programs(forward, loss, optimizer, state)
     score = make_score(forward)
 
     def update(
@@ -190,7 +207,7 @@ def make_update(
             raise ValueError(f"loss.kl = {loss.kl!r} needs the weights of a reference policy")
 
         def scored(weights: Weights | None) -> list[PerToken | None]:
-            return [None if weights is None else score(weights, batch, temperature) for batch in batches]
+            return [None if weights is None else score({**beside, **weights}, batch, temperature) for batch in batches]
 
         with _mesh_of(state.weights):
             references = scored(reference_weights if loss.needs_reference else None)
@@ -201,7 +218,7 @@ def make_update(
                 gradient, tallies = programs.nothing(weights), []
                 for batch, reference_BT, proximal_BT in zip(batches, references, proximals, strict=True):
                     gradient, tally = programs.add(
-                        gradient, weights, batch, reference_BT, proximal_BT, state.step, _divisor(temperature)
+                        gradient, weights, beside, batch, reference_BT, proximal_BT, state.step, _divisor(temperature)
                     )
                     tallies.append(tally)
                 found = losses.report(jax.device_get(tallies))
@@ -214,7 +231,7 @@ def make_update(
     return update
 
 
-class _Programs:
+class Programs:
     """The compiled parts of an update; where their results lie is read off an example of the state."""
 
     def __init__(self, forward: Forward, loss: LossSettings, optimizer: optax.GradientTransformation, example: State) -> None:
@@ -226,6 +243,7 @@ class _Programs:
         def add(
             gradient: Weights,
             weights: Weights,
+            frozen: Weights,
             batch: Batch,
             reference_BT: PerToken | None,
             proximal_BT: PerToken | None,
@@ -233,7 +251,7 @@ class _Programs:
             temperature: Float[Array, ""],
         ) -> tuple[Weights, Tally]:
             def share(weights: Weights) -> tuple[Float[Array, ""], Tally]:
-                logprobs_BT, entropy_BT = forward(weights, batch, temperature)
+                logprobs_BT, entropy_BT = forward({**frozen, **weights}, batch, temperature)
                 given = {"version": version, "reference_BT": reference_BT, "proximal_BT": proximal_BT}
                 return losses.loss(logprobs_BT, entropy_BT, batch, loss, **given)
 

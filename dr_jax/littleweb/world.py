@@ -212,11 +212,17 @@ def build(settings: WorldSettings) -> LittleWorld:
     kinds: dict[str, list[Entity]] = defaultdict(list)
     for entity in entities:
         kinds[entity.kind].append(entity)
+    places = {(kind, one.name): place for kind, members in kinds.items() for place, one in enumerate(members)}
     facts: dict[tuple[int, str], int | str] = {}
     for entity in entities:
         for relation in RELATIONS[entity.kind]:
-            members = [one for one in kinds.get(relation.target, ()) if one.name != entity.name]
-            facts[entity.id, relation.name] = rng.choice(members).id if members else _literal(relation.target, rng)
+            members, namesake = kinds.get(relation.target, []), places.get((relation.target, entity.name))
+            others = range(len(members) - (namesake is not None))  # a name stands once in a kind
+            if others:
+                place = rng.choice(others)
+                facts[entity.id, relation.name] = members[place + (namesake is not None and place >= namesake)].id
+            else:
+                facts[entity.id, relation.name] = _literal(relation.target, rng)
     return LittleWorld(settings, tuple(entities), facts)
 
 

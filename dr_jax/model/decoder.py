@@ -142,7 +142,7 @@ def hidden_states(
     """Run every layer.
 
     Args:
-        weights: as `describe` lists them, or `merged` and `apart`.
+        weights: as `describe` lists them, or `merged` and `apart`; adapters of `lora.scaled` may be among them.
         sizes: of the model.
         ids_BT: token ids.
         positions_BT: of each token in its own sequence, from 0.
@@ -174,8 +174,9 @@ def hidden_states(
         if all(isinstance(weight, jax.Array) for weight in stacked.values()):
             carry, _ = jax.lax.scan(body, carry, (numbers, stacked))
             return carry
+        alike = jax.jit(body)  # traced and lowered once for all of them: a start is seconds shorter
         for number in range(sizes.layers):
-            carry, _ = body(carry, (numbers[number], {name: weight[number] for name, weight in stacked.items()}))
+            carry, _ = alike(carry, (numbers[number], {name: weight[number] for name, weight in stacked.items()}))
         return carry
 
     # Activations keep their rows, so that weights move and not activations: the table is gathered before it is looked up in.
@@ -245,12 +246,13 @@ def _attention(
     out_BTHC, cache = gather(rope.rotate(q_BTHC, *turned), rope.rotate(k_BTKC, *turned), v_BTKC)
     if "qkv" in w:
         return out_BTHC.reshape(*x_BTD.shape[:2], -1) @ w["out"], cache
-    return jnp.einsum("BTHC,HCD->BTD", out_BTHC, w["out"]), cache
+    return _adapted(jnp.einsum("BTHC,HCD->BTD", out_BTHC, w["out"]), out_BTHC, w, "out"), cache
 
 
 def _queries_keys_values(h_BTD: Float[Array, "B T D"], w: Weights, sizes: Sizes) -> list[Array]:
     if "qkv" not in w:
-        return [jnp.einsum("BTD,DHC->BTHC", h_BTD, w[name]) for name in ("query", "key", "value")]
+        names = ("query", "key", "value")
+        return [_adapted(jnp.einsum("BTD,DHC->BTHC", h_BTD, w[name]), h_BTD, w, name) for name in names]
     all_BTHC = (h_BTD @ w["qkv"]).reshape(*h_BTD.shape[:2], -1, sizes.head_dim)
     return jnp.split(all_BTHC, [sizes.heads, sizes.heads + sizes.kv_heads], axis=2)
 
@@ -258,8 +260,20 @@ def _queries_keys_values(h_BTD: Float[Array, "B T D"], w: Weights, sizes: Sizes)
 def _feed_forward(x_BTD: Float[Array, "B T D"], w: Weights, sizes: Sizes) -> Float[Array, "B T D"]:
     # One flat axis of tokens: with two, XLA's CPU backend transposes the wide intermediates in the backward pass (1.6x time).
     h_ND = rms_norm(x_BTD, w["ff_norm"], sizes.norm_eps).reshape(-1, x_BTD.shape[-1])
-    gate_NF, up_NF = jnp.split(h_ND @ w["gate_up"], 2, axis=-1) if "gate_up" in w else (h_ND @ w["gate"], h_ND @ w["up"])
-    return ((jax.nn.silu(gate_NF) * up_NF) @ w["down"]).reshape(x_BTD.shape)
+    if "gate_up" in w:
+        gate_NF, up_NF = jnp.split(h_ND @ w["gate_up"], 2, axis=-1)
+    else:
+        gate_NF, up_NF = (_adapted(h_ND @ w[name], h_ND, w, name) for name in ("gate", "up"))
+    inner_NF = jax.nn.silu(gate_NF) * up_NF
+    return _adapted(inner_NF @ w["down"], inner_NF, w, "down").reshape(x_BTD.shape)
+
+
+def _adapted(y: Float[Array, "*rows_and_out"], x: Float[Array, "*rows_and_in"], w: Weights, name: str) -> Array:
+    """Add what a low-rank adapter makes of a product's input, where the weights have one: see `lora`."""
+    if f"{name}.lora_a" not in w:
+        return y
+    a, b = w[f"{name}.lora_a"], w[f"{name}.lora_b"]
+    return y + jnp.tensordot(jnp.tensordot(x, a, axes=a.ndim - 1), b, axes=1)
 
 
 def _params(module: nnx.Module) -> dict[str, nnx.Param]:

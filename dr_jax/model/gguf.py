@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -82,13 +81,12 @@ def read_gguf(path: str | Path, *, mesh: Mesh | None = None, dtype: DTypeLike = 
     if extra := sorted(set(tensors) - {name for name, _ in where.values()}):
         raise CheckpointError(f"{path} has {extra[0]}", needed="only the weights of a Llama without biases and rope factors")
 
-    @lru_cache(maxsize=sizes.layers)
-    def tensor(theirs: str) -> np.ndarray:
+    def rows(theirs: str, first: int, last: int) -> np.ndarray:
         name, heads = where[theirs]
-        values = gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
-        return _halves(values, heads) if heads else values
+        values = gguf.dequantize(tensors[name].data[first:last], tensors[name].tensor_type)
+        return _halves(values, heads * (last - first) // int(tensors[name].shape[-1])) if heads else values
 
-    return sizes, layout.assemble(sizes, lambda theirs, cut: tensor(theirs)[cut], mesh=mesh, dtype=dtype)
+    return sizes, layout.assemble(sizes, rows, mesh=mesh, dtype=dtype)
 
 
 def write_tokenizer(path: str | Path, directory: str | Path) -> None:
@@ -191,7 +189,10 @@ def _sizes(fields: Mapping[str, Any], *, tied: bool) -> Sizes:
 
 
 def _located(sizes: Sizes) -> dict[str, tuple[str, int]]:
-    """Map Hugging Face names to GGUF names, and to the heads of those whose rows llama.cpp interleaves for its rope."""
+    """Map Hugging Face names to GGUF names, and to the heads of those whose rows llama.cpp interleaves for its rope.
+
+    Whole heads of these are read: their rows of one head are one step along our axis.
+    """
     interleaved = {"layers.query": sizes.heads, "layers.key": sizes.kv_heads}
     return {
         theirs: (f"{_NAMES[ours].format(layer)}.weight", interleaved.get(ours, 0))

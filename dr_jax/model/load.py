@@ -1,8 +1,8 @@
 """Find a model by what a person calls it.
 
-In:    `smollm2`, a directory in Hugging Face format, a .gguf file, or a named size for fresh weights
-Out:   `Sizes` and weights on the mesh; a directory with the tokenizer that belongs to them (that of a GGUF file is kept in
-       the user's cache)
+In:    `smollm2`, a directory in Hugging Face format, here or in a bucket, a .gguf file, or a named size for fresh weights
+Out:   `Sizes` and weights on the mesh; a directory with the tokenizer that belongs to them (that of a GGUF file or of a
+       bucket is kept in the user's cache)
 Fails: CheckpointError that lists what can be named
 """
 
@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -24,6 +26,7 @@ from dr_jax.base.errors import CheckpointError
 from dr_jax.model import gguf, hf
 from dr_jax.model.decoder import Weights, describe, initial
 from dr_jax.model.sizes import NAMED, Sizes
+from dr_jax.model.tensors import Place
 from dr_jax.sharding import rules
 
 
@@ -38,7 +41,7 @@ def load(
     """Load a model, or draw one.
 
     Args:
-        name_or_path: `smollm2`, a directory, a .gguf file, or a named size, which is drawn afresh.
+        name_or_path: `smollm2`, a directory, `gs://bucket/path`, a .gguf file, or a named size, which is drawn afresh.
         mesh: where the weights go; None is this process's first device.
         dtype: of the weights.
         seed: of fresh weights.
@@ -49,7 +52,7 @@ def load(
     """
     if (path := _gguf_file(name_or_path)) is not None:
         return gguf.read_gguf(path, mesh=mesh, dtype=dtype)
-    if Path(name_or_path).is_dir():
+    if "://" in str(name_or_path) or Path(name_or_path).is_dir():
         return hf.read(name_or_path, mesh=mesh, dtype=dtype)
     sizes = NAMED.get(str(name_or_path))
     if sizes is None:
@@ -72,30 +75,53 @@ def tokenizer_source(model: str | Path, tokenizer: str | Path = "") -> Path:
 
     Args:
         model: as for `load`.
-        tokenizer: whose tokenizer to take instead: again `smollm2`, a .gguf file or a directory; empty means the model's.
+        tokenizer: whose tokenizer to take instead: again `smollm2`, a .gguf file, a directory or a bucket's; empty means the
+            model's.
 
     Raises:
-        CheckpointError: there is no tokenizer, as fresh weights have none.
+        CheckpointError: there is no tokenizer, as fresh weights have none, or a bucket's may not be read.
+        UserError: a package for this kind of address is not installed.
     """
     source = tokenizer or model
+    if "://" in str(source):
+        source = _fetched(Place(source))
     if (path := _gguf_file(source)) is not None:
         return _unpacked(path)
     if (Path(source) / "tokenizer.json").exists():
         return Path(source)
     raise CheckpointError(
-        f"{str(source)!r} has no tokenizer.json", needed="a tokenizer", fix="point model.tokenizer at a directory that has one"
+        f"{str(tokenizer or model)!r} has no tokenizer.json",
+        needed="a tokenizer",
+        fix="point model.tokenizer at a directory that has one",
     )
 
 
 def _unpacked(path: Path) -> Path:
     """Write the tokenizer of a GGUF file once per file into the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dr_jax" / "tokenizers"
     stat = path.stat()
-    target = cache / f"{path.stem}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
+    return _kept(f"{path.stem}-{stat.st_size:x}-{stat.st_mtime_ns:x}", lambda made: gguf.write_tokenizer(path, made))
+
+
+def _fetched(place: Place) -> Path:
+    """Copy the tokenizer files of a bucket once into the user's cache, again when they have changed."""
+    names = [name for name in place.names() if name in hf.TOKENIZER_FILES]
+    told = "\n".join([str(place), *(place.key(name) for name in names)])
+
+    def copy(made: Path) -> None:
+        made.mkdir()
+        for name in names:
+            (made / name).write_bytes(place.read(name))
+
+    return _kept(hashlib.sha256(told.encode()).hexdigest()[:32], copy)
+
+
+def _kept(name: str, make: Callable[[Path], None]) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dr_jax" / "tokenizers"
+    target = cache / name
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as made:
-            gguf.write_tokenizer(path, Path(made) / "files")
+            make(Path(made) / "files")
             with contextlib.suppress(OSError):  # another process was first
                 (Path(made) / "files").rename(target)
     return target

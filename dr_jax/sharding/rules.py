@@ -40,6 +40,7 @@ RULES: dict[str, Rule] = {
     "kv_heads": Rule(("tensor",), or_copy=True),  # there are few; their queries' heads are still split
     "channels": Rule(),
     "ff": Rule(("tensor",)),
+    "rank": Rule(),  # of low-rank adapters
     "gain": Rule(),  # of norms: too small to be worth a gather
 }
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -22,6 +19,7 @@ from dr_jax.model.sizes import Sizes
 from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.chat import Chat
 from dr_jax.tokens.tokenizer import Tokenizer
+from dr_jax.train.compiled import keep_compiled
 from dr_jax.train.placement import Placement, hand_over, place
 from dr_jax.train.saved import saved
 from dr_jax.train.settings import Settings
@@ -33,7 +31,7 @@ class Actor:
 
     Args:
         sizes: of the model.
-        weights: float32, on the mesh.
+        weights: on the mesh; float32 where they are trained.
         chat: how it talks.
         engine: samples from a copy of the weights.
         placement: where both lie.
@@ -72,7 +70,9 @@ def load_actor(settings: Settings, metrics: Metrics) -> Actor:
     if checkpoint:
         sizes, weights = checkpoint.read(mesh=mesh, seed=settings.seed)
     else:
-        sizes, weights = load(settings.model.load, mesh=mesh, dtype=jnp.float32, seed=settings.seed)
+        # What is never changed need not be finer than what is computed with.
+        dtype = jnp.dtype(settings.model.dtype if settings.lora.rank else jnp.float32)
+        sizes, weights = load(settings.model.load, mesh=mesh, dtype=dtype, seed=settings.seed)
     refuse_foreign_tokenizer(chat, sizes, "model.tokenizer")
     lent = hand_over(weights, sizes, settings.model.dtype, placement)
     engine = Engine(lent, sizes, settings.engine, mesh=placement.sampling, metrics=metrics)
@@ -179,11 +179,3 @@ def refuse_contradictions(settings: Settings, chat: Chat, mesh: Mesh) -> None:
             needed=f"a multiple of {row_ways(mesh)}",
             fix=f"set batch.rows={-(-rows // row_ways(mesh)) * row_ways(mesh)}",
         )
-
-
-def keep_compiled() -> None:
-    """Keep compiled programs between runs, unless a place for them was chosen already."""
-    if not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "dr_jax" / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -29,12 +29,14 @@ class Checkpoints:
         directory: local path or `gs://bucket/path`; made when missing.
         keep: how many of the newest to keep.
         resume: whether what is there may be gone on from.
+        base: which model the weights that are saved belong to, where they are adapters.
 
     Raises:
         ConfigError: there are checkpoints and nothing is resumed: they are another run's.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 2, resume: bool = True) -> None:
+    def __init__(self, directory: str | Path, *, keep: int = 2, resume: bool = True, base: str = "") -> None:
+        self._base = base
         path = epath.Path(directory)
         self._path = path if "://" in str(directory) else epath.Path(Path(directory).absolute())
         self._manager = ocp.CheckpointManager(
@@ -63,7 +65,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        host = {**host, "model": _shapes(state)}
+        host = {**host, "model": _shapes(state), "base": self._base}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         saved = self._manager.save(step, args=args)
         if not saved:
@@ -87,6 +89,7 @@ class Checkpoints:
             try:
                 host = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
                 self._refuse_other_model(host["model"], like)
+                self._refuse_other_base(host.get("base", ""))
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
                 state = self._manager.restore(step, args=args)["state"]
             except CheckpointError:
@@ -117,6 +120,14 @@ class Checkpoints:
                     needed=f"shape {wanted.get(name, 'none')}, as the model in the config has",
                     fix="use the config that the run was started with, or another name",
                 )
+
+    def _refuse_other_base(self, base: str) -> None:
+        if base != self._base:
+            raise CheckpointError(
+                f"The checkpoints in {self._path} belong to {base or 'a model that is trained as a whole'}",
+                needed=self._base or "a model that is trained as a whole",
+                fix="set model.load and lora as the run was started with, or use another name",
+            )
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         for step in steps:

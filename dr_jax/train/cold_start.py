@@ -57,6 +57,8 @@ def cold_start(settings: Settings, directory: Path, *, resume: bool = False, pro
         CheckpointError: `resume`, and there are checkpoints but none can be read.
     """
     refuse_missing(settings.report)
+    if settings.lora.rank:
+        raise ConfigError("lora.rank has no model to stand beside: it begins with fresh weights", needed="lora.rank = 0")
     tokenizer = _tokenizer(settings, directory)
     sizes = dataclasses.replace(NAMED[settings.cold_start.size], vocab=tokenizer.vocab_size)
     axes = {name: spec.axes for name, spec in describe(sizes).items()}

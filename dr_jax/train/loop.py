@@ -67,7 +67,8 @@ async def train(settings: Settings, *, resume: bool = False, told: Told) -> dict
             await _loop(run, done, report, episodes, told)
             summary = {**_summary(settings, done), "metrics": run.metrics.drain()}  # of the last evaluation
             report.summary(summary)
-        states.export(directory, run.actor.sizes, run.state.weights, run.actor.chat.tokenizer)
+        states.export(directory, run.actor.sizes, run.policy, run.actor.chat.tokenizer)
+        run.trained.write_adapter(directory / "adapter", run.state.weights)
     return summary
 
 

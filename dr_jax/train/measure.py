@@ -71,7 +71,7 @@ def mismatch(settings: Settings, actor: Actor, episodes: Sequence[Episode]) -> f
     spoken = [one for one in episodes if any(trajectory.by(Author.POLICY) for trajectory in one.trajectories)]
     if not spoken:
         return 0.0
-    forward = through(actor.sizes, compute_dtype=jnp.dtype(settings.model.dtype))
+    forward = through(actor.sizes, compute_dtype=jnp.dtype(settings.model.dtype), attention=settings.model.attention)
     scored = make_score(forward)
     worst = 0.0
     for batch in pack_supervised(spoken, settings.batch, rows_multiple=row_ways(actor.mesh)):

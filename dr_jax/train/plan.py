@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from dr_jax.base.config import to_tree
 from dr_jax.base.metrics import Metrics
 from dr_jax.engine.settings import memory_bytes
+from dr_jax.model.lora import describe
 from dr_jax.model.sizes import Sizes, parameter_count
 from dr_jax.train.actor import load_actor, load_reading_model
 from dr_jax.train.settings import Settings
@@ -52,14 +54,16 @@ def memory(settings: Settings, sizes: Sizes, reading: Sizes | None = None) -> di
 
     AdamW and Muon keep at most two float32 numbers per weight. A reading model with weights of its own has an engine too.
     """
-    weights, item = parameter_count(sizes), jnp.dtype(settings.model.dtype).itemsize
+    weights, lora = parameter_count(sizes), settings.lora
+    trained = sum(prod(spec.shape) for spec in describe(sizes, lora).values()) if lora.rank else weights
+    item = jnp.dtype(settings.model.dtype).itemsize
     parts = {
-        "weights": 4 * weights,
-        "optimizer": 8 * weights,
-        "gradients": 4 * weights,
+        "weights": item * weights + 4 * trained if lora.rank else 4 * weights,
+        "optimizer": 8 * trained,
+        "gradients": 4 * trained,
         "engine_weights": item * weights,
         "engine_pages": memory_bytes(settings.engine, sizes),
-        "reference": 4 * weights if settings.loss.needs_reference else 0,
+        "reference": 4 * weights if settings.loss.needs_reference and not lora.rank else 0,  # that of adapters is their base
         "reader_weights": item * parameter_count(reading) if reading else 0,
         "reader_pages": memory_bytes(settings.engine, reading) if reading else 0,
     }

@@ -22,7 +22,7 @@ from dr_jax.data.question import Question
 from dr_jax.data.stream import Draw, Stream
 from dr_jax.learn.optimizer import make_optimizer
 from dr_jax.learn.update import State, begin, make_update, through
-from dr_jax.model.decoder import Weights, describe
+from dr_jax.model.decoder import Weights
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
 from dr_jax.rollout.flight import Flight, Flights
@@ -36,6 +36,7 @@ from dr_jax.train.elastic.open import refuse_missing, shared
 from dr_jax.train.places import Place, Places, Speaker
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
+from dr_jax.train.trained import trained
 
 if TYPE_CHECKING:
     from dr_jax.train.elastic.crew import Crew
@@ -137,11 +138,17 @@ class Run(Stage):
         self.held_out = list(held_out)
         self.questions = {question.id: question for question in questions}
         self.train, self.total = train, Total(settings.reward)
-        axes = {name: spec.axes for name, spec in describe(actor.sizes).items()}
-        optimizer = make_optimizer(settings.optimizer, axes, steps=settings.steps)
-        self.state: State = begin(actor.weights, optimizer)
-        forward = through(actor.sizes, remat=settings.remat, compute_dtype=jnp.dtype(settings.model.dtype))
-        self.update = make_update(forward, settings.loss, optimizer, self.state)
+        self.trained = trained(settings, actor)
+        optimizer = make_optimizer(settings.optimizer, self.trained.axes, steps=settings.steps)
+        self.state: State = begin(self.trained.first, optimizer)
+        forward = through(
+            actor.sizes,
+            remat=settings.remat,
+            compute_dtype=jnp.dtype(settings.model.dtype),
+            attention=settings.model.attention,
+            lora=self.trained.lora,
+        )
+        self.update = make_update(forward, settings.loss, optimizer, self.state, self.trained.frozen)
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh)
         self.stream = Stream(list(questions), settings.seed)
@@ -155,13 +162,19 @@ class Run(Stage):
         """
         kept = self.settings.checkpoint
         self.directory = directory
-        self.checkpoints = Checkpoints(kept.directory or directory / "checkpoints", keep=kept.keep, resume=resume)
+        where = kept.directory or directory / "checkpoints"
+        self.checkpoints = Checkpoints(where, keep=kept.keep, resume=resume, base=self.trained.base)
         self._stack.callback(self.checkpoints.close)
 
     @property
     def version(self) -> int:
         """The policy's version: how many updates made its weights."""
         return int(jax.device_get(self.state.step))
+
+    @property
+    def policy(self) -> Weights:
+        """The newest weights of the whole model."""
+        return self.trained.whole(self.state.weights)
 
     def alone(self) -> AbstractContextManager[None]:
         """Keep the engine still where an update would share a processor with it; episodes go on with the web meanwhile.
@@ -174,7 +187,7 @@ class Run(Stage):
     def adopt(self) -> None:
         """Hand the newest weights to the engine, unless it has them: an update without a lesson leaves them as they are."""
         if self.actor.engine.version != self.version:
-            lent = self.actor.lent(self.state.weights, self.settings.model.dtype)
+            lent = self.actor.lent(self.policy, self.settings.model.dtype)
             self.actor.engine.adopt(lent, version=self.version)
             if self.elsewhere is not None:
                 self.elsewhere.publish(lent, self.version)

@@ -8,7 +8,7 @@ Holds: nothing is written: the run may go on beside this
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
+from dr_jax.base.config import validated
 from dr_jax.base.errors import CheckpointError
 from dr_jax.model.decoder import Weights
 from dr_jax.model.load import load
+from dr_jax.model.lora import LoraSettings, fresh, merged
 from dr_jax.model.sizes import Sizes
 
 
@@ -29,20 +31,27 @@ class Saved:
     Args:
         path: of the step.
         base: the model that the run began with, or wrote: it has the same sizes and tokenizer.
+        lora: how adapters were made, where they are saved in place of the model's own weights.
+        below: the model or run that the adapters belong to.
     """
 
     path: Any
     base: str
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    below: str = ""
 
     def read(self, *, mesh: Mesh, seed: int = 0) -> tuple[Sizes, Weights]:
-        """Read the weights, as float32, onto the mesh.
+        """Read the weights, as float32, onto the mesh; adapters are added to their base.
 
         Raises:
             CheckpointError: they cannot be read, or are of another architecture than `base`.
         """
-        sizes, begun = load(self.base, mesh=mesh, seed=seed)
-        like = {"weights": {name: ocp.utils.to_shape_dtype_struct(weight) for name, weight in begun.items()}}
-        del begun
+        sizes, begun = self._begun(mesh, seed)
+        first = fresh(sizes, self.lora, 0, mesh=mesh) if self.lora.rank else begun
+        like = {"weights": {name: ocp.utils.to_shape_dtype_struct(weight) for name, weight in first.items()}}
+        if first is begun:
+            begun = {}
+        del first
         args = ocp.args.PyTreeRestore(
             item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
         )
@@ -62,7 +71,13 @@ class Saved:
                 needed="a whole checkpoint",
                 fix="name another step of the run",
             ) from error
-        return sizes, weights
+        return sizes, merged(begun, weights, self.lora) if self.lora.rank else weights
+
+    def _begun(self, mesh: Mesh, seed: int) -> tuple[Sizes, Weights]:
+        if not self.lora.rank:
+            return load(self.base, mesh=mesh, seed=seed)
+        run = saved(self.below)
+        return run.read(mesh=mesh, seed=seed) if run else load(self.below, mesh=mesh, seed=seed)
 
     def _refuse_other_model(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         for name in sorted(found.keys() | wanted.keys()):
@@ -86,6 +101,7 @@ def saved(name: str) -> Saved | None:
     try:
         config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         began, kept = config["model"]["load"], config["checkpoint"]["directory"]
+        lora = validated(LoraSettings, config.get("lora", {}))
     except (OSError, ValueError, KeyError, TypeError):  # the config.json of a model, or none
         return None
     directory = epath.Path(kept or (run / "checkpoints").absolute())
@@ -96,5 +112,6 @@ def saved(name: str) -> Saved | None:
             needed=f"one of {', '.join(map(str, steps))}" if steps else "a run that was saved",
             fix="name the run, or RUN/checkpoints/STEP",
         )
-    base = run / "model"
-    return Saved(directory / (step or str(steps[-1])), str(base) if (base / "config.json").exists() else began)
+    written = run / "model"
+    base = str(written) if (written / "config.json").exists() else began
+    return Saved(directory / (step or str(steps[-1])), base, lora, began)

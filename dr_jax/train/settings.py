@@ -12,6 +12,8 @@ from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.batch import BatchSettings
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings
+from dr_jax.model.lora import LoraSettings
+from dr_jax.model.packed import How
 from dr_jax.model.sizes import NAMED
 from dr_jax.rewards.total import RewardSettings
 from dr_jax.rollout.episode import EpisodeSettings
@@ -32,12 +34,16 @@ class ModelSettings:
             `checkpoints/STEP`, a `.gguf` file, `smollm2` (from its package), or a named size with fresh weights (`tiny`,
             `qwen2.5-0.5b`, …).
         tokenizer: a directory with tokenizer files; "" means the model's own.
-        dtype: of the weights in the engine and of the matrix products of the update; master weights are float32.
+        dtype: of the weights in the engine and of the matrix products of the update; master weights are float32. With
+            `lora.rank` the model's own weights, which stay as they are, are of this type, too.
+        attention: how the update attends: `auto` is the fastest that this device has, tried at the start; `plain` is JAX
+            without kernels; `splash` is TPU's kernel, `triton` and `cudnn` are GPU's. Where one cannot be used, `plain` is.
     """
 
     load: str = "data/littleweb_policy"
     tokenizer: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: How = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +243,7 @@ class Settings:
     reward: RewardSettings = field(default_factory=RewardSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -249,3 +256,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.steps < 0 or self.mismatch_gate < 0:
             raise ValueError(f"steps = {self.steps}, mismatch_gate = {self.mismatch_gate}; neither may be negative")
+        if self.lora.rank and self.optimizer.name == "muon":
+            raise ValueError(
+                "muon orthogonalises whole matrices and lora.rank trains factors of them; optimizer.name = adamw is needed"
+            )

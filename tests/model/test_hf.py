@@ -1,16 +1,19 @@
 import json
 from pathlib import Path
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file, save_file
 
-from dr_jax.base.errors import CheckpointError
+from dr_jax.base.errors import CheckpointError, UserError
 from dr_jax.model import hf, layout
 from dr_jax.model.decoder import Weights, describe
 from dr_jax.model.sizes import Sizes
+from dr_jax.sharding import rules
 from dr_jax.sharding.mesh import MeshSettings, make_mesh
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -127,6 +130,62 @@ def test_what_can_be_computed_may_be_saved_too(tmp_path: Path) -> None:
     same(hf.read(tmp_path)[1], hf.read(GOLDENS / "qwen3_tied")[1])
 
 
+def test_a_model_at_an_address(small: tuple[Sizes, Weights]) -> None:
+    hf.write("memory://test_hf/model", *small, max_shard_bytes=5_000, dtype=jnp.bfloat16)
+    sizes, weights = hf.read("memory://test_hf/model/")
+    assert sizes == small[0]
+    same(weights, {name: weight.astype(jnp.bfloat16).astype(jnp.float32) for name, weight in small[1].items()})
+    with pytest.raises(CheckpointError, match="memory://test_hf/model holds a model already"):
+        hf.write("memory://test_hf/model", *small)
+    with pytest.raises(CheckpointError, match=r"memory://test_hf/nothing has no config.json"):
+        hf.read("memory://test_hf/nothing")
+    with pytest.raises(UserError, match="gone://bucket/model cannot be opened here"):
+        hf.read("gone://bucket/model")
+
+
+def test_a_file_is_whole_or_named(written: Path) -> None:
+    file = written / "model.safetensors"
+    content = file.read_bytes()
+    for broken, why in (
+        (content[:-1], rf"has {len(content) - 1} bytes where its header tells of {len(content)}"),
+        (content + b"x", rf"has {len(content) + 1} bytes"),
+        (content[:8] + b"[" + content[9:], "its header is not that of a safetensors file"),
+        (content[:5], "its header would be"),
+        (b"version https://git-lfs.github.com/spec/v1", "its header would be"),
+        (content.replace(b'"F32","shape":[16]', b'"F16","shape":[16]', 1), r"\[16\] of F16 has 64 bytes"),
+    ):
+        file.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=rf"model.safetensors cannot be read: .*{why}.*copy it again"):
+            hf.read(written)
+
+
+class Guarded(MemoryFileSystem):
+    """A bucket that lists its files to everybody, and shows and takes none."""
+
+    protocol = "guarded"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("guarded://").strip("/")
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **named: object) -> bytes:
+        raise OSError(f"Forbidden: {path}\nAnonymous caller does not have storage.objects.get access")
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        raise PermissionError(f"no storage.objects.create for {path}")
+
+
+def test_a_bucket_without_permission(small: tuple[Sizes, Weights]) -> None:
+    fsspec.register_implementation("guarded", Guarded, clobber=True)
+    MemoryFileSystem().pipe_file("/guarded/config.json", b"{}")
+    denied = r"guarded://guarded/config.json cannot be read: Forbidden.*account that may read there.*gcloud auth"
+    with pytest.raises(CheckpointError, match=denied):
+        hf.read("guarded://guarded")
+    denied = r"model.safetensors cannot be written: .*account that may write there.*a role on it"
+    with pytest.raises(CheckpointError, match=denied):
+        hf.write("guarded://guarded", *small)
+
+
 def test_what_is_no_model_directory(written: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no config.json"):
         hf.read(tmp_path / "nowhere")
@@ -140,6 +199,29 @@ def test_what_is_no_model_directory(written: Path, tmp_path: Path) -> None:
     (written / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a JSON object"):
         hf.read(written)
+
+
+@pytest.mark.parametrize("shape", [None, (2, 2, 2)])
+def test_pieces_put_together_on_the_devices_are_the_same(
+    small: tuple[Sizes, Weights], shape: tuple[int, int, int] | None
+) -> None:
+    sizes, weights = small
+    mesh = make_mesh(MeshSettings(*shape), jax.devices()[: int(np.prod(shape))]) if shape else None
+    theirs = {
+        name: layout.FORMS[ours].theirs(np.asarray(weights[ours] if layer is None else weights[ours][layer])).astype("bfloat16")
+        for ours, layer, name, _ in layout.each(sizes)
+    }
+    asked: list[tuple[str, int, int]] = []
+
+    def fetch(name: str, first: int, last: int) -> np.ndarray:
+        asked.append((name, first, last))
+        return theirs[name][first:last]
+
+    found = layout.assemble(sizes, fetch, mesh=mesh, dtype=np.float32, at_once=300)
+    same(found, {name: weight.astype(jnp.bfloat16).astype(jnp.float32) for name, weight in weights.items()})
+    assert max((last - first) * theirs[name][0].nbytes for name, first, last in asked if "self_attn" not in name) <= 300
+    if mesh is not None:
+        assert found["layers.up"].sharding == rules.sharding("up", describe(sizes)["layers.up"], mesh)
 
 
 def test_any_slice_of_ours_is_read_from_their_slice(small: tuple[Sizes, Weights]) -> None:

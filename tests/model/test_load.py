@@ -10,6 +10,7 @@ from dr_jax.model import hf, load
 from dr_jax.model.attention import segment_attention
 from dr_jax.model.decoder import Weights, describe, head, hidden_states
 from dr_jax.model.sizes import NAMED, Sizes
+from dr_jax.model.tensors import Place
 from dr_jax.sharding.mesh import MeshSettings, make_mesh
 
 
@@ -47,6 +48,20 @@ def test_a_directory(small: tuple[Sizes, Weights], tmp_path: Path) -> None:
 def test_a_name_that_nothing_has() -> None:
     with pytest.raises(CheckpointError, match=r"no model 'smolm2'.*Needed: a directory.*did you mean smollm2"):
         load.load("smolm2")
+
+
+def test_the_tokenizer_of_an_address_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = Place("memory://test_load/words")
+    for words in (b"{}", b"[0]"):
+        with place.writing("tokenizer.json") as out:
+            out.write(words)
+        found = load.tokenizer_source("memory://test_load/words")
+        assert found.is_relative_to(tmp_path)
+        assert (found / "tokenizer.json").read_bytes() == words
+        assert load.tokenizer_source("tiny", "memory://test_load/words") == found
+    with pytest.raises(CheckpointError, match=r"'memory://test_load/none' has no tokenizer.json"):
+        load.tokenizer_source("memory://test_load/none")
 
 
 def test_whose_tokenizer(tmp_path: Path) -> None:
