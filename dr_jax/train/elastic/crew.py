@@ -23,7 +23,7 @@ from dr_jax.base.metrics import Metrics, timed
 from dr_jax.base.trace import logger
 from dr_jax.model.decoder import Weights
 from dr_jax.sharding import hosts
-from dr_jax.train.actor import keep_compiled
+from dr_jax.train.compiled import keep_compiled
 from dr_jax.train.elastic.cluster import answered, connected, taking
 from dr_jax.train.elastic.facts import Facts, ahead_s, difference, facts
 from dr_jax.train.elastic.hand import FarHand
