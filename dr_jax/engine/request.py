@@ -1,6 +1,6 @@
 """One request while the engine works on it: plain Python, changed by the engine's thread only.
 
-In:    prompt ids, how to sample, a key
+In:    prompt ids, how to sample, a key; what was drawn elsewhere already, if it goes on here
 Out:   `Sampled` once the last id was drawn
 Holds: ids, log-probabilities and versions grow together; what was drawn is kept when the pages are taken away
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from dr_jax.base.errors import DrJaxError
 from dr_jax.engine.pages import Lease
-from dr_jax.tokens.policy import RequestKey, Sampled, Sampling
+from dr_jax.tokens.policy import Begun, RequestKey, Sampled, Sampling
 
 
 def key_data(key: RequestKey) -> np.ndarray:
@@ -35,6 +35,8 @@ class Request:
         sampling: how its ids are drawn.
         key: its two words of randomness.
         deliver: called once, with what was drawn or with why nothing was.
+        begun: drawn before it came here; the ids that follow are drawn as if it had not moved.
+        told: called with what was drawn, as it is; None when nobody wants to know before the end.
         ids: prompt and what was drawn so far.
         logprobs: one per drawn id.
         versions: of the weights, one per drawn id.
@@ -46,6 +48,8 @@ class Request:
     sampling: Sampling
     key: np.ndarray
     deliver: Callable[[Sampled | DrJaxError], None]
+    begun: Begun = field(default_factory=Begun)
+    told: Callable[[Begun], None] | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -53,7 +57,8 @@ class Request:
     lease: Lease | None = None
 
     def __post_init__(self) -> None:
-        self.ids = list(self.prompt)
+        self.ids = [*self.prompt, *self.begun.ids]
+        self.logprobs, self.versions = list(self.begun.logprobs), list(self.begun.versions)
 
     @property
     def drawn(self) -> int:
@@ -85,6 +90,8 @@ class Request:
         self.ids.extend(ids)
         self.logprobs.extend(logprobs)
         self.versions.extend([version] * len(ids))
+        if self.told is not None:
+            self.told(Begun(tuple(ids), tuple(logprobs), (version,) * len(ids)))
 
     def result(self) -> Sampled:
         """Return what was drawn."""

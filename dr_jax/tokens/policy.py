@@ -83,6 +83,37 @@ class Sampled:
         return Segment(Author.POLICY, self.ids, self.logprobs, self.versions)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What was drawn of a continuation that goes on, here or elsewhere; nothing yet, when it is empty.
+
+    Args:
+        ids: in order.
+        logprobs: one per id.
+        versions: one per id.
+    """
+
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    versions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.logprobs) == len(self.versions):
+            raise ValueError(f"{len(self.ids)} ids, {len(self.logprobs)} log-probabilities, {len(self.versions)} versions")
+
+    def then(self, more: Begun) -> Begun:
+        """What was drawn, and what was drawn after it."""
+        return Begun(self.ids + more.ids, self.logprobs + more.logprobs, self.versions + more.versions)
+
+    def ended(self, sampling: Sampling) -> Sampled | None:
+        """The whole continuation, if nothing more is to be drawn; else None."""
+        if self.ids and self.ids[-1] in sampling.stop_ids:
+            return Sampled(self.ids, self.logprobs, self.versions, "stop")
+        if len(self.ids) >= sampling.max_new_tokens:
+            return Sampled(self.ids, self.logprobs, self.versions, "length")
+        return None
+
+
 class Policy(Protocol):
     """Anything that continues a sequence of ids."""
 

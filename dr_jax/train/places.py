@@ -32,11 +32,23 @@ from dr_jax.web.search.budget import Budget
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """A policy, how it talks, and a name for what its weights are now."""
+    """A policy, how it talks, and a name for what its weights are now.
+
+    Args:
+        policy: asked in the world that is trained in.
+        chat: how it talks.
+        version: the name.
+        measured: asked in the held-out world, if it is another: one that never draws with weights that are not the newest.
+    """
 
     policy: Policy
     chat: Chat
     version: Callable[[], str]
+    measured: Policy | None = None
+
+    def policy_of(self, split: Split) -> Policy:
+        """Who is asked in the world of a split."""
+        return self.measured if self.measured is not None and split == "eval" else self.policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +114,13 @@ class Places:
             drawn = puzzles_of(settings, split)
             way = way_out(settings.web, here.world(split), faults=here.faults, metrics=metrics, budget=self.budget)
             web = await self._stack.enter_async_context(way)
-            world = World(web, await self._reader(web), settings.tools, metrics=metrics)
-            actors = Actors(self.speaker.policy, self.speaker.chat, world, system_prompt(settings.prompt, world.schemas))
+            policy = self.speaker.policy_of(split)
+            world = World(web, await self._reader(web, policy), settings.tools, metrics=metrics)
+            actors = Actors(policy, self.speaker.chat, world, system_prompt(settings.prompt, world.schemas))
             self._places[split] = Place(web, actors, drawn, self._endpoint)
         return self._places[split]
 
-    async def _reader(self, web: AnyWeb) -> SharedReader:
+    async def _reader(self, web: AnyWeb, policy: Policy) -> SharedReader:
         """Build the reader of one world; a server that reads is opened once for all of them."""
         settings, replays = self.settings.reader, self.settings.web.tape.mode == "replay"
         if settings.kind == "openai" and self._endpoint is None:
@@ -125,7 +138,7 @@ class Places:
         reader = make_reader(
             settings,
             chat=other.chat if other else speaker.chat,
-            policy=other.engine if other else speaker.policy,
+            policy=other.engine if other else policy,
             metrics=self.metrics,
             version=(lambda: other.name) if other else speaker.version,
             endpoint=self._endpoint,

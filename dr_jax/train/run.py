@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.trajectory import Episode, Group, Outcome
 from dr_jax.train.actor import Actor, ReadingModel, load_actor, load_reading_model
 from dr_jax.train.checkpoint import Checkpoints
+from dr_jax.train.elastic.open import refuse_missing, shared
 from dr_jax.train.lesson import Purse
 from dr_jax.train.mirror import Mirror, Shelf
 from dr_jax.train.places import Place, Places, Speaker
@@ -40,6 +41,9 @@ from dr_jax.train.settings import Settings
 from dr_jax.train.share import own_share
 from dr_jax.train.together import HurriedError, Together
 from dr_jax.train.trained import trained
+
+if TYPE_CHECKING:
+    from dr_jax.train.elastic.crew import Crew
 
 Told = Callable[[str, int, dict[str, Any]], None]
 _TRIES = 3  # at a question of an evaluation
@@ -69,6 +73,13 @@ class Stage(Places):
         engine = actor.engine
         super().__init__(settings, Speaker(engine, actor.chat, lambda: f"version {engine.version}"), metrics, stack, reading)
         self.actor = actor
+        self.elsewhere: Crew | None = None
+
+    async def share(self) -> None:
+        """Have workers elsewhere draw as well, where the settings want that; before a place is opened."""
+        if self.settings.rollout.ray.workers:
+            pool, self.elsewhere = await self._stack.enter_async_context(shared(self.settings, self.actor, self.metrics))
+            self.speaker = replace(self.speaker, policy=pool, measured=pool.exact())
 
     def warm_up(self, told: Callable[[str, int, int], None]) -> None:
         """Compile every program of the policy's engine, and of the reading model's."""
@@ -129,6 +140,7 @@ class Run(Stage):
     ) -> None:
         super().__init__(stage.settings, stage.actor, stage.metrics, stack, stage.reading)
         self.budget, self.spending, self._places, self._endpoint = stage.budget, stage.spending, stage._places, stage._endpoint
+        self.speaker, self.elsewhere = stage.speaker, stage.elsewhere
         actor, self.together = self.actor, together
         self.settings = settings = own_share(stage.settings, self.together)
         self.purse = Purse((self.budget, ("queries", "money")), (self.spending, ("calls", "tokens", "money")))
@@ -196,6 +208,8 @@ class Run(Stage):
                 if not self.together.alone:
                     jax.block_until_ready(lent)
             self.actor.engine.adopt(lent, version=self.version)
+            if self.elsewhere is not None:
+                self.elsewhere.publish(lent, self.version)
 
     async def groups(self) -> AsyncGenerator[list[Group], None]:
         """Yield the groups of one update after another, for ever; those that the world failed come along, beyond the number.
@@ -295,7 +309,10 @@ async def opened_stage(settings: Settings, metrics: Metrics, told: Told) -> Asyn
 @asynccontextmanager
 async def opened(settings: Settings, metrics: Metrics, told: Told, together: Together | None = None) -> AsyncIterator[Run]:
     """Open a run with all its parts; nothing is compiled or written yet."""
+    if settings.rollout.ray.workers:
+        refuse_missing()
     async with opened_stage(settings, metrics, told) as (stage, stack):
+        await stage.share()
         train, held_out_place = await stage.place("train"), await stage.place("eval")
         questions = training_questions(settings, train.drawn)
         held_out = eval_questions(settings, held_out_place.drawn, alone=False)

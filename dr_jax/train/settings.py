@@ -19,6 +19,7 @@ from dr_jax.rewards.total import RewardSettings
 from dr_jax.rollout.episode import EpisodeSettings
 from dr_jax.sharding.mesh import MeshSettings
 from dr_jax.train.demonstrate import Manners
+from dr_jax.train.elastic.settings import RaySettings
 from dr_jax.train.together import ProcessSettings
 from dr_jax.train.trackers import ReportSettings
 from dr_jax.train.worlds import LittlewebSettings
@@ -89,6 +90,7 @@ class RolloutSettings:
             survive an outage are the quick ones, and its question is asked again.
         devices: so many devices, the last ones, are the engine's alone, and `mesh` is made of the others; 0 has engine and
             update take turns on all of them.
+        ray: workers on other hosts that sample as well, and come and go.
     """
 
     groups: int = 8
@@ -98,6 +100,7 @@ class RolloutSettings:
     staleness: int = 0
     failed_share: float = 0.25
     devices: int = 0
+    ray: RaySettings = field(default_factory=RaySettings)
 
     @property
     def siblings(self) -> int:
