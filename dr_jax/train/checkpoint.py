@@ -22,6 +22,7 @@ from dr_jax.learn.update import State
 from dr_jax.sharding import hosts
 
 _log = logger(__name__)
+_FAILURES = 3  # in a row; then a run that cannot be saved ends
 
 
 class Checkpoints:
@@ -38,7 +39,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, resume: bool = True, base: str = "") -> None:
-        self._base = base
+        self._base, self._failed = base, 0
         path = epath.Path(directory)
         self._path = path if "://" in str(directory) else epath.Path(Path(directory).absolute())
         self._manager = ocp.CheckpointManager(
@@ -60,11 +61,13 @@ class Checkpoints:
     def save(self, step: int, state: State, host: dict[str, Any]) -> None:
         """Begin to save; arrays are copied to host memory before this returns, files are written behind it.
 
-        A step that was saved before is left as it is.
+        A step that was saved before is left as it is. A save that failed meanwhile, as for a bucket that did not answer, is
+        told in the log; the run goes on, and this one takes its place.
 
         Raises:
-            CheckpointError: there are later steps than this one.
+            CheckpointError: there are later steps than this one; or the last saves have failed, one after the other.
         """
+        self._settle()
         if step in self._manager.all_steps():
             return
         host = {**host, "model": _shapes(state), "base": self._base, "versions": _versions()}
@@ -76,6 +79,24 @@ class Checkpoints:
                 needed="a directory of this run alone",
                 fix="set checkpoint.directory to another place",
             )
+
+    def _settle(self, *, last: bool = False) -> None:
+        try:
+            self._manager.wait_until_finished()
+            self._failed = 0
+        # Orbax, tensorstore and the file system each raise their own types for what cannot be written.
+        except Exception as error:
+            self._failed += 1
+            said = " ".join(str(error).split())
+            said = said if len(said) < 300 else f"{said[:80]} … {said[-200:]}"  # the reason stands last
+            if last or self._failed >= _FAILURES or hosts.count() > 1:  # where one of several fails, the others may not know
+                row = f", {self._failed} in a row," if self._failed > 1 else ""
+                raise CheckpointError(
+                    f"The last checkpoint{row} could not be written to {self._path}: {said}",
+                    needed="a place with room, that answers",
+                    fix="make room, or set checkpoint.directory to another place; --resume goes on from the newest whole one",
+                ) from error
+            _log.warning("a checkpoint could not be written to %s, the next one is tried: %s", self._path, said)
 
     def restore(self, like: State) -> tuple[State, dict[str, Any]] | None:
         """Read the newest checkpoint that can be read onto the placement of `like`; None when there is none at all.
@@ -146,12 +167,23 @@ class Checkpoints:
             self._manager.reload()
 
     def wait(self) -> None:
-        """Return when everything that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Return when everything that was saved is on disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self._settle(last=True)
 
     def close(self) -> None:
-        """Finish writing and let go of the directory."""
-        self._manager.close()
+        """Finish writing and let go of the directory.
+
+        Raises:
+            CheckpointError: the last checkpoint could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def _versions() -> dict[str, str]:

@@ -111,7 +111,7 @@ def test_a_bucket_that_fails_is_told_once_and_never_ends_a_run(
 def test_a_bucket_that_cannot_be_used_is_told_before_anything_begins(bucket: Bucket, place: str, said: str) -> None:
     settings = replace(Settings(), checkpoint=CheckpointSettings(directory=place))
     with pytest.raises(CheckpointError, match=said):
-        state.shelf(settings, resume=False)
+        state.shelf(settings, 0, resume=False)
 
 
 def test_what_is_no_place_in_a_bucket_is_said() -> None:
@@ -123,6 +123,6 @@ def test_what_is_no_place_in_a_bucket_is_said() -> None:
 def test_no_mirror_without_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
     monkeypatch.setitem(sys.modules, "google.auth.exceptions", None)
-    assert state.shelf(Settings(), resume=True) is None
+    assert state.shelf(Settings(), 0, resume=True) is None
     with pytest.raises(ConfigError, match=r"Fix: pip install 'dr-jax\[gcs\]'"):
         Shelf("gs://runs/x")

@@ -45,7 +45,7 @@ async def test_what_the_frozen_copy_reads_is_kept_and_what_the_policy_reads_is_n
         chosen, metrics = reading(settings, model), Metrics()
         chosen = dataclasses.replace(chosen, web=dataclasses.replace(chosen.web, tape=tape))
         async with opened_stage(chosen, metrics, lambda *_: None) as (stage, _):
-            reader = await stage._reader((await stage.place("train")).web)
+            reader = await stage._reader((await stage.place("train")).web, stage.actor.engine)
             for sibling in range(3):
                 await reader.read(PAGE, TASK, RequestKey(0, "q", sibling, 0))
         counted[mode, model] = metrics.drain()
