@@ -98,8 +98,8 @@ def _show(found: Forecast, console: Console, assumed: list[str]) -> None:
         counts = gradient.counts
         console.print(
             f"matrix products of the gradient, Tflop: {found.products / _T:,.2f} by the equations, {counts.flops / _T:,.2f} "
-            f"counted in the program with its loops run to their end; {counts.flops_once / _T:,.2f} with each loop once, where XLA "
-            f"counts {gradient.xla_flops / _T:,.2f}, everything else with them",
+            f"counted in the program with its loops run to their end; {counts.flops_once / _T:,.2f} with each loop once: "
+            f"XLA counts {gradient.xla_flops / _T:,.2f}, everything else with them",
             highlight=False,
         )
     for name, one in speeds(found).items():

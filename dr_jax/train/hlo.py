@@ -20,6 +20,7 @@ _SHAPE = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|body|to_apply)=%([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:true_computation|false_computation)=%([\w.\-]+)|branch_computations=\{([^}]*)\}")
 _LOOP = re.compile(r"condition=%([\w.\-]+), body=%([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "copy-done", "iota", "call"}
@@ -132,7 +133,8 @@ class _Program:
         here = self.computations[name]
         for one in here.instructions:
             if found := _LOOP.search(one.text):
-                bound = self._bound(found.group(1), found.group(2))
+                said = _TRIPS.search(one.text)  # some backends do
+                bound = int(said.group(1)) if said else self._bound(found.group(1), found.group(2))
                 counts.unbound += bound is None
                 counts.loops += [bound] if bound is not None else []
                 self.visit(found.group(2), times * (bound or unbound), counts, unbound)
