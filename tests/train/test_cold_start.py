@@ -52,6 +52,7 @@ def test_a_cold_start_writes_a_model_that_can_be_read(taught: Settings, tmp_path
     assert weights["embed"].shape == (sizes.vocab, sizes.width)
 
 
+@pytest.mark.slow
 def test_what_is_stopped_goes_on_to_the_same_weights(taught: Settings, tmp_path: Path) -> None:
     whole = cold_start(taught, tmp_path / "whole", progress=lambda step, numbers: None)
 
