@@ -27,7 +27,8 @@ from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings
 from dr_jax.model.sizes import NAMED
-from dr_jax.train.ahead import HBM, Failed, Found, Planned, analysed, engine_programs, mesh_of, topology, update_programs
+from dr_jax.train.ahead import Failed, Found, Planned, analysed, engine_programs, mesh_of, update_programs
+from dr_jax.train.chips import CHIPS, topology
 
 _GIB = 2**30
 
@@ -148,7 +149,16 @@ def show(rows: Sequence[tuple[Case, Found | Failed]]) -> None:
         sizes = (found.arguments, found.results, found.temporaries, found.beside, found.peak)
         memory = [f"{size / _GIB:.2f}" for size in sizes]
         work = [f"{each:.2f}" for each in (found.flops / 1e12, found.xla_flops / 1e12, found.xla_bytes / 1e9)]
-        table.add_row(name, chips, found.name, *memory, str(HBM[kind]), *work, str(found.kernels), f"{found.seconds:.0f}")
+        table.add_row(
+            name,
+            chips,
+            found.name,
+            *memory,
+            str(CHIPS[kind].hbm_gib),
+            *work,
+            str(len(found.counts.kernels)),
+            f"{found.seconds:.0f}",
+        )
     Console(width=140).print(table)
     print(f"jax {version('jax')}, libtpu {version('libtpu')}")
 

@@ -42,6 +42,7 @@ def _register() -> None:
         doctor,
         evaluate,
         littleweb,
+        plan,
         report,
         search,
         sft,
@@ -63,6 +64,7 @@ def _register() -> None:
     app.command("browse")(browse.command)
     app.command("littleweb")(littleweb.command)
     app.command("web-gateway")(web_gateway.command)
+    app.command("plan")(plan.command)
     app.command("doctor")(doctor.command)
     app.add_typer(data.app, name="data")
     app.add_typer(tape.app, name="tape")

@@ -34,6 +34,7 @@ from dr_jax.model.stretches import rolled, stretched_attention, stretches
 
 Weights = dict[str, Array]
 PerToken = Float[Array, "B T"]
+CHUNK = 1024  # tokens whose logits are held at a time
 
 
 class Forward(Protocol):
@@ -48,7 +49,7 @@ def through(
     sizes: Sizes,
     *,
     remat: bool = False,
-    chunk: int = 1024,
+    chunk: int = CHUNK,
     compute_dtype: DTypeLike | None = None,
     attention: How = "auto",
     platform: str | None = None,
@@ -117,10 +118,15 @@ def begin(weights: Weights, optimizer: optax.GradientTransformation, *, step: in
     return State(copy, jax.tree.map(placed, optimizer.init(copy)), placed(jnp.asarray(step, jnp.int32)))
 
 
+def scoring(forward: Forward) -> Any:
+    """Return the program of `make_score`, not compiled."""
+    return jax.jit(lambda weights, batch, temperature: forward(weights, batch, temperature)[0])
+
+
 def make_score(forward: Forward) -> Callable[[Weights, Batch, float], PerToken]:
     """Compile `score(weights, batch, temperature) -> logprobs_BT`, without gradients."""
 
-    score = jax.jit(lambda weights, batch, temperature: forward(weights, batch, temperature)[0])
+    score = scoring(forward)
 
     def run(weights: Weights, batch: Batch, temperature: float) -> PerToken:
         with _mesh_of(weights):

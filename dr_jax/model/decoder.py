@@ -164,8 +164,8 @@ def hidden_states(
         (x_BTD, cache), (index, raw) = carry, here
         w = {name: weight.astype(dtype) for name, weight in raw.items()}
         gathered_BTD, cache = _attention(x_BTD, w, sizes, turned, partial(attend, cache, index))
-        x_BTD = x_BTD + gathered_BTD
-        return (split(x_BTD + _feed_forward(x_BTD, w, sizes), "row", None, None), cache), None
+        x_BTD = split(x_BTD + gathered_BTD, "row", "place", None)
+        return (split(x_BTD + _feed_forward(x_BTD, w, sizes), "row", "place", None), cache), None
 
     body: Callable[..., Any] = jax.checkpoint(layer, prevent_cse=False) if remat else layer
 
@@ -180,7 +180,7 @@ def hidden_states(
         return carry
 
     # Activations keep their rows, so that weights move and not activations: the table is gathered before it is looked up in.
-    x_BTD = split(split(weights["embed"].astype(dtype), "vocab", None)[ids_BT], "row", None, None)
+    x_BTD = split(split(weights["embed"].astype(dtype), "vocab", None)[ids_BT], "row", "place", None)
     x_BTD, cache = layers((x_BTD, cache))
     return rms_norm(x_BTD, weights["final_norm"].astype(dtype), sizes.norm_eps), cache
 

@@ -30,6 +30,17 @@ def update_flops(sizes: Sizes, tokens: int, pairs: int) -> int:
     return 3 * forward_flops(sizes, tokens, pairs)
 
 
+def update_products(sizes: Sizes, tokens: int, *, remat: bool) -> int:
+    """Count the matrix products of a whole gradient program, attention left out.
+
+    Logits are computed again in the backward pass, and layers where `remat` says so, but for their last product.
+    """
+    s = sizes
+    layer = 2 * s.width * s.head_dim * (s.heads + s.kv_heads) + 3 * s.width * s.ff
+    again = layer - s.width * s.ff if remat else 0
+    return 2 * tokens * (s.layers * (3 * layer + again) + 4 * s.width * s.vocab)
+
+
 def causal_pairs(length: int) -> int:
     """Count what the tokens of one sequence see: themselves and what came before."""
     return length * (length + 1) // 2

@@ -3,7 +3,8 @@
 In:    hidden states [B, T, D], the head [D, V], the tokens [B, T] whose log-probability is asked
 Out:   log-probabilities and, where wanted, entropies [B, T] in float32
 Holds: the logits of one chunk exist at a time, in the backward pass too, where they are computed again; a chunk is some
-       places of every row, so that rows stay on their devices
+       places of every row, so that rows stay on their devices; the head is gathered before the first chunk, and its gradient
+       added up over devices after the last one
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from dr_jax.sharding.rules import split, ways
 
 
 def token_logprobs(
@@ -33,13 +36,14 @@ def token_logprobs(
         head_DV: see `decoder.head`.
         targets_BT: one id per place.
         temperature: divides the logits; data, not shape; no gradient flows into it.
-        chunk: about how many tokens' logits are held at a time; at least one of every row.
+        chunk: about how many tokens' logits a device holds at a time; at least one of each of its rows.
         entropy: False returns zeros in its place and saves their cost.
         asked_BT: places whose answer matters; None is all of them. The time grows with the largest number of them in a row:
             they are moved to its front, and the chunks behind them are left out. Elsewhere the answers are any finite value.
     """
     rows, length = targets_BT.shape
-    places = max(1, min(length, chunk // rows))
+    apart = ways("row") if rows % ways("row") == 0 else 1
+    places = max(1, min(length, chunk * apart // rows))
     padding = -length % places
     most = jnp.int32(length) if asked_BT is None else jnp.max(jnp.sum(asked_BT, axis=1, dtype=jnp.int32))
     if asked_BT is not None:
@@ -52,8 +56,10 @@ def token_logprobs(
         padded = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
         return padded.reshape(rows, -1, places, *x.shape[2:]).swapaxes(0, 1)
 
+    # Whole tokens, and a whole head but for the words of other devices: otherwise each chunk would gather them again.
+    hidden_BTD, head_DV = split(hidden_BTD, "row", None, None), split(head_DV, None, "vocab")
     inverse = jax.lax.stop_gradient(1.0 / jnp.asarray(temperature, jnp.float32))
-    found = _chunked(cut(hidden_BTD), head_DV, cut(targets_BT), inverse, -(-most // places), entropy)
+    found = _chunked(cut(hidden_BTD), head_DV, cut(targets_BT), inverse, -(-most // places), entropy, apart)
     logprobs_BT, entropy_BT = (x.swapaxes(0, 1).reshape(rows, -1)[:, :length] for x in found)
     if asked_BT is None:
         return logprobs_BT, entropy_BT
@@ -72,18 +78,19 @@ _reordered.defvjp(
 )
 
 
-# I counts chunks, of which the first `count` are computed; R is the tokens of one chunk: B rows times some places of each.
+# I counts chunks, of which the first `count` are computed; R is the tokens of one chunk: B rows times some places of each. Rows
+# lie on A devices; each adds up a gradient of the head of its own.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _chunked(
-    hidden_IBTD: Array, head_DV: Array, targets_IBT: Array, inverse: Array, count: Array, entropy: bool
+    hidden_IBTD: Array, head_DV: Array, targets_IBT: Array, inverse: Array, count: Array, entropy: bool, apart: int
 ) -> tuple[Array, Array]:
-    return _forward(hidden_IBTD, head_DV, targets_IBT, inverse, count, entropy)[0]
+    return _forward(hidden_IBTD, head_DV, targets_IBT, inverse, count, entropy, apart)[0]
 
 
 def _forward(
-    hidden_IBTD: Array, head_DV: Array, targets_IBT: Array, inverse: Array, count: Array, entropy: bool
+    hidden_IBTD: Array, head_DV: Array, targets_IBT: Array, inverse: Array, count: Array, entropy: bool, apart: int
 ) -> tuple[tuple[Array, Array], Any]:
     def one(at: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
         targets_BT = targets_IBT[at]
@@ -103,12 +110,12 @@ def _forward(
     return (logprobs_IBT, entropy_IBT), (hidden_IBTD, head_DV, targets_IBT, inverse, count, entropy_IBT, total_IR)
 
 
-def _backward(entropy: bool, kept: Any, above: tuple[Array, Array]) -> tuple[Array, Array, None, None, None]:
+def _backward(entropy: bool, apart: int, kept: Any, above: tuple[Array, Array]) -> tuple[Array, Array, None, None, None]:
     hidden_IBTD, head_DV, targets_IBT, inverse, count, entropy_IBT, total_IR = kept
     dlogprobs_IBT, dentropy_IBT = above
 
     def one(at: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        dhead_DV, dhidden_IBTD = found
+        dhead_ADV, dhidden_IBTD = found
         hidden_BTD = hidden_IBTD[at]
         logp_RV = _logits(hidden_BTD, head_DV, inverse) - total_IR[at][:, None]
         shares_RV = jnp.exp(logp_RV)
@@ -118,13 +125,21 @@ def _backward(entropy: bool, kept: Any, above: tuple[Array, Array]) -> tuple[Arr
             dlogits_RV -= dentropy_IBT[at].reshape(-1, 1) * shares_RV * (logp_RV + entropy_IBT[at].reshape(-1, 1))
         dlogits_RV = (dlogits_RV * inverse).astype(hidden_BTD.dtype)
         dhidden_RD = dlogits_RV @ head_DV.T.astype(hidden_BTD.dtype)
-        hidden_RD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        dhead_DV += jnp.dot(hidden_RD.T, dlogits_RV, preferred_element_type=jnp.float32)
-        return dhead_DV, dhidden_IBTD.at[at].set(dhidden_RD.reshape(hidden_BTD.shape))
+        dhead_ADV += _own_products(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), dlogits_RV, apart)
+        return dhead_ADV, dhidden_IBTD.at[at].set(dhidden_RD.reshape(hidden_BTD.shape))
 
-    nothing = (jnp.zeros(head_DV.shape, jnp.float32), jnp.zeros_like(hidden_IBTD))
-    dhead_DV, dhidden_IBTD = jax.lax.fori_loop(0, count, one, nothing)
-    return dhidden_IBTD, dhead_DV.astype(head_DV.dtype), None, None, None
+    nothing_ADV = split(jnp.zeros((apart, *head_DV.shape), jnp.float32), "row", None, "vocab")
+    dhead_ADV, dhidden_IBTD = jax.lax.fori_loop(0, count, one, (nothing_ADV, jnp.zeros_like(hidden_IBTD)))
+    return dhidden_IBTD, dhead_ADV.sum(axis=0).astype(head_DV.dtype), None, None, None
+
+
+def _own_products(hidden_RD: Array, dlogits_RV: Array, apart: int) -> Float[Array, "A D V"]:
+    """Multiply what lies on each device, and add nothing up between them."""
+    if apart == 1:
+        return jnp.dot(hidden_RD.T, dlogits_RV, preferred_element_type=jnp.float32)[None]
+    cut = lambda x: x.reshape(apart, -1, x.shape[-1])  # noqa: E731
+    found_ADV = jnp.einsum("ARD,ARV->ADV", cut(hidden_RD), cut(dlogits_RV), preferred_element_type=jnp.float32)
+    return split(found_ADV, "row", None, "vocab")
 
 
 _chunked.defvjp(_forward, _backward)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from dr_jax.base.errors import ConfigError
@@ -70,7 +71,24 @@ def make_mesh(settings: MeshSettings | None = None, devices: Sequence[jax.Device
             needed=f"sizes whose product is {len(devices)}, e.g. {_meshes_of(len(devices), settings)}",
             fix="change mesh.data, mesh.fsdp, mesh.tensor or mesh.sequence",
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    kinds = (AxisType.Auto,) * len(AXES)
+    if (arranged := _by_process(shape, devices)) is not None:
+        return Mesh(arranged, AXES, axis_types=kinds)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def _by_process(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray | None:
+    """Lay the axes within a row inside of processes, where they fit: each process brings rows of its own to a batch.
+
+    JAX would choose by the wires between chips alone; on 8 x 8 chips, whose hosts have 2 x 2 each, it lays four in a line.
+    """
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    sizes = {len(own) for own in by_process.values()}
+    if len(by_process) == 1 or len(sizes) > 1 or sizes.pop() % (shape[2] * shape[3]):
+        return None
+    return np.array([device for process in sorted(by_process) for device in by_process[process]]).reshape(shape)
 
 
 def _meshes_of(count: int, near: MeshSettings) -> str:

@@ -33,6 +33,7 @@ class Rule:
 
 RULES: dict[str, Rule] = {
     "row": Rule(("sequence", "data", "fsdp")),  # stretches of rows, where there are several: see `model.stretches`
+    "place": Rule(("tensor",), or_copy=True),  # of a token in its row, between layers only: see `model.decoder`
     "layer": Rule(),
     "width": Rule(("fsdp",)),
     "vocab": Rule(("tensor",), or_copy=True),  # tokenizers have odd sizes
@@ -107,6 +108,13 @@ def split(x: Shaped[Array, "*dims"], *axes: str | None) -> Shaped[Array, "*dims"
         if x.shape[place] % _ways(rule, mesh) == 0:
             parts[place] = rule.over or None
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+def ways(axis: str) -> int:
+    """Return into how many parts the mesh around this splits a logical axis; 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    over = RULES[axis].over
+    return _ways(RULES[axis], mesh) if not mesh.empty and set(over) <= set(mesh.axis_names) else 1
 
 
 def _ways(rule: Rule, mesh: Mesh | jax.sharding.AbstractMesh) -> int:

@@ -8,11 +8,8 @@ Holds: the programs are those that a run compiles, by the same rules of the mesh
 from __future__ import annotations
 
 import math
-import os
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dr_jax.base.errors import ConfigError
 from dr_jax.engine import runner
 from dr_jax.engine.device import STOPS, tiles
 from dr_jax.engine.items import listed
@@ -34,22 +30,15 @@ from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.batch import Batch
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings, make_optimizer
-from dr_jax.learn.update import Programs, State, through
+from dr_jax.learn.update import CHUNK, Programs, State, scoring, through
 from dr_jax.model.decoder import abstract, describe
 from dr_jax.model.flops import causal_pairs, forward_flops, update_flops
 from dr_jax.model.packed import How
 from dr_jax.model.sizes import Sizes
 from dr_jax.sharding import rules
 from dr_jax.sharding.mesh import MeshSettings, make_mesh
-
-HBM = {"v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip; https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-_COLLECTIVE = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+from dr_jax.sharding.place import row_ways
+from dr_jax.train.hlo import Counts, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +53,7 @@ class Planned:
         flops: useful ones, over all chips.
         beside: bytes of one chip that lie there while it runs without being its arguments.
         within: whether a run calls it within the mesh.
+        unbound: how often loops run whose bound is known at run time only.
     """
 
     name: str
@@ -73,6 +63,7 @@ class Planned:
     flops: int
     beside: int = 0
     within: bool = False
+    unbound: int = 1
 
     def trace(self) -> Any:
         """Trace it for its arguments."""
@@ -94,8 +85,7 @@ class Found:
         flops: useful ones.
         xla_flops: XLA's count, which counts the body of a loop once.
         xla_bytes: read and written, by XLA's count; as above, and kernels are not looked into.
-        kernels: calls of Pallas kernels in the program.
-        collectives: by kind; in the body of a loop, once.
+        counts: ours, with loops run to their end.
         seconds: to compile.
     """
 
@@ -108,8 +98,7 @@ class Found:
     flops: float
     xla_flops: float
     xla_bytes: float
-    kernels: int
-    collectives: Mapping[str, int]
+    counts: Counts
     seconds: float
 
     @property
@@ -125,27 +114,6 @@ class Failed:
     name: str
     reason: str
     seconds: float
-
-
-def topology(name: str) -> Sequence[jax.Device]:
-    """Return the devices of a TPU topology such as `v5e:4x4`, of which none need be here.
-
-    Raises:
-        ConfigError: libtpu is not installed, or there is no such topology.
-    """
-    from jax.experimental import topologies
-
-    for variable, value in _ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except RuntimeError as error:  # jax raises these two, and no other
-        fix = "pip install 'dr-jax[tpu-aot]'" if "not installed" in str(error) else ""
-        raise ConfigError(
-            f"Cannot compile for {name!r}: {str(error).splitlines()[0]}",
-            needed="libtpu, and a topology such as v5e:4x4, v6e:2x2 or v5p:2x2x1",
-            fix=fix,
-        ) from error
 
 
 def mesh_of(devices: Sequence[jax.Device], *, tensor: int = 1, fsdp: int = -1) -> Mesh:
@@ -165,7 +133,7 @@ def update_programs(
     remat: bool = True,
     attention: How = "auto",
 ) -> list[Planned]:
-    """Plan the update: `add` adds up the gradient of one micro-batch, `apply` turns the sum into new weights.
+    """Plan the update: the reference's log-probabilities of a micro-batch, its gradient, and the step that the sum becomes.
 
     Args:
         sizes: of the policy.
@@ -188,14 +156,30 @@ def update_programs(
     number = _placed((), jnp.float32, NamedSharding(mesh, PartitionSpec()))
     per_token = batch.weights if loss.needs_reference else None
 
-    flops = update_flops(sizes, rows * length, rows * causal_pairs(length))
+    flops = forward_flops(sizes, rows * length, rows * causal_pairs(length))
     add: tuple[Any, ...] = (gradient, state.weights, {}, batch, per_token, None, state.step, number)
     apply = (state.weights, state.optimizer, gradient)
-    beside = bytes_of(state.optimizer)
-    return [
-        Planned(f"gradient of {rows} x {length}", programs.add, add, mesh, flops, beside=beside, within=True),
-        Planned("step", programs.apply, apply, mesh, 0, within=True),
+    weights, moments = bytes_of(state.weights), bytes_of(state.optimizer)
+    reference = weights if loss.needs_reference else 0
+    chunks = -(-length // max(1, CHUNK * row_ways(mesh) // rows))  # every token is learned from
+    planned = [
+        Planned(
+            f"gradient of {rows} x {length}",
+            programs.add,
+            add,
+            mesh,
+            update_flops(sizes, rows * length, rows * causal_pairs(length)),
+            beside=moments + reference,
+            within=True,
+            unbound=chunks,
+        ),
+        Planned("step", programs.apply, apply, mesh, 0, beside=reference, within=True),
     ]
+    if not loss.needs_reference:
+        return planned
+    score, lies = (state.weights, batch, number), weights + moments
+    told = f"reference of {rows} x {length}"
+    return [Planned(told, scoring(forward), score, mesh, flops, beside=lies, within=True, unbound=chunks), *planned]
 
 
 def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype: str = "bfloat16") -> list[Planned]:
@@ -238,8 +222,22 @@ def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype
     prefill_flops = forward_flops(sizes, rows * width, rows * width * longest, logits=rows)
     decode_flops = forward_flops(sizes, drawn, drawn * longest)
     return [
-        Planned(f"prefill {rows} x {width}", programs.prefill, (weights, pools, prefill), mesh, prefill_flops),
-        Planned(f"decode {slots} x {settings.tokens_per_call}", programs.decode, (weights, pools, decode), mesh, decode_flops),
+        Planned(
+            f"prefill {rows} x {width}",
+            programs.prefill,
+            (weights, pools, prefill),
+            mesh,
+            prefill_flops,
+            unbound=-(-longest // cut.tokens),
+        ),
+        Planned(
+            f"decode {slots} x {settings.tokens_per_call}",
+            programs.decode,
+            (weights, pools, decode),
+            mesh,
+            decode_flops,
+            unbound=settings.tokens_per_call,
+        ),
     ]
 
 
@@ -263,8 +261,7 @@ def analysed(planned: Planned) -> Found | Failed:
         flops=planned.flops / planned.mesh.size,
         xla_flops=float(cost.get("flops", 0.0)),
         xla_bytes=float(cost.get("bytes accessed", 0.0)),
-        kernels=text.count('custom_call_target="tpu_custom_call"'),
-        collectives=dict(Counter(_COLLECTIVE.findall(text))),
+        counts=counted(text, unbound=planned.unbound),
         seconds=seconds,
     )
 

@@ -63,7 +63,7 @@ def place(settings: Settings) -> Placement:
     own = settings.rollout.devices
     if not own:
         mesh = make_mesh(settings.mesh)
-        return Placement(mesh, mesh) if hosts.count() == 1 else _on_each_its_own(mesh)
+        return on_each_its_own(mesh)
     if hosts.count() > 1:
         raise ConfigError(
             f"rollout.devices = {own} divides the devices of one host, and this is one of {hosts.count()}",
@@ -81,18 +81,22 @@ def place(settings: Settings) -> Placement:
     return Placement(learning, make_mesh(MeshSettings(data=1, fsdp=1, tensor=own), devices[-own:]))
 
 
-def _on_each_its_own(learning: Mesh) -> Placement:
-    """Give each process an engine on its own devices.
+def on_each_its_own(learning: Mesh) -> Placement:
+    """Give each process an engine on its own devices; a single one has it where it learns.
 
     Raises:
         ConfigError: they do not have as many each, or rows of a batch would lie on devices of several processes.
     """
-    by_process = [[one for one in jax.devices() if one.process_index == process] for process in range(hosts.count())]
+    devices = sorted(learning.devices.flat, key=lambda one: one.id)
+    processes = sorted({one.process_index for one in devices})
+    by_process = [[one for one in devices if one.process_index == process] for process in processes]
+    if len(by_process) == 1:
+        return Placement(learning, learning)
     rows = [{place[:2] for place, one in np.ndenumerate(learning.devices) if one in own} for own in by_process]
     if len({len(own) for own in by_process}) > 1 or sum(map(len, rows)) > len(set().union(*rows)):
         told = ", ".join(str(len(own)) for own in by_process)
         raise ConfigError(
-            f"The mesh {dict(learning.shape)} does not fit {hosts.count()} processes with {told} devices: "
+            f"The mesh {dict(learning.shape)} does not fit {len(by_process)} processes with {told} devices: "
             "each brings rows of its own to a batch",
             needed="as many devices on each, and a mesh whose other axes lie inside of one process",
             fix=f"have mesh.tensor x mesh.sequence divide {min(map(len, by_process))}",

@@ -2,8 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dr_jax.model.logprobs import token_logprobs
+from dr_jax.sharding.mesh import MeshSettings, make_mesh
+from dr_jax.train.hlo import counted
 from tests.model.programs import largest
 
 B, T, D, V = 2, 10, 4, 32
@@ -91,3 +94,25 @@ def test_logits_of_all_tokens_never_exist_at_once() -> None:
         jax.ShapeDtypeStruct((rows, length), jnp.int32),
     )
     assert found == chunk * vocab
+
+
+def test_devices_send_nothing_for_each_chunk() -> None:
+    mesh = make_mesh(MeshSettings(data=1, fsdp=4, tensor=2))
+
+    def sent(chunk: int) -> float:
+        def share(hidden_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+            return token_logprobs(hidden_BTD, head_DV, targets_BT, chunk=chunk)[0].sum()
+
+        def placed(shape: tuple[int, ...], dtype: object, *axes: str | None) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+        given = (
+            placed((4, 32, 16), jnp.float32, "fsdp"),
+            placed((16, 64), jnp.float32, "fsdp", "tensor"),
+            placed((4, 32), jnp.int32, "fsdp"),
+        )
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(jax.grad(share, argnums=(0, 1))).trace(*given).lower().compile()
+        return counted(compiled.as_text(), unbound=32 // chunk).sent
+
+    assert sent(4) < 1.5 * sent(16)

@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import jax
 import pytest
 from jax.sharding import AxisType
 
 from dr_jax.base.errors import ConfigError
-from dr_jax.sharding.mesh import MeshSettings, make_mesh
+from dr_jax.sharding.mesh import MeshSettings, _by_process, make_mesh
 
 
 def test_by_default_all_devices_share_the_weights() -> None:
@@ -36,3 +38,12 @@ def test_settings_that_mean_nothing() -> None:
         MeshSettings(data=0)
     with pytest.raises(ValueError, match="more than one axis open"):
         MeshSettings(data=-1)
+
+
+def test_axes_within_a_row_lie_inside_of_a_process() -> None:
+    # Two hosts of 2 x 2 chips side by side, counted row by row.
+    devices = [SimpleNamespace(id=number, process_index=number % 4 // 2) for number in range(8)]
+    arranged = _by_process((1, 2, 4, 1), devices)
+    assert [one.id for one in arranged[0, 0, :, 0]] == [0, 1, 4, 5]
+    assert _by_process((1, 1, 8, 1), devices) is None  # no host has eight
+    assert _by_process((1, 4, 1, 1), devices[:2]) is None  # a single one
