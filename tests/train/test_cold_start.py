@@ -70,6 +70,7 @@ def test_what_is_stopped_goes_on_to_the_same_weights(taught: Settings, tmp_path:
         np.testing.assert_array_equal(weight, hf.read(half)[1][name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_too_few_demonstrations_are_an_error(taught: Settings, tmp_path: Path) -> None:
     few = dataclasses.replace(taught, steps=99, cold_start=ColdStartSettings(vocabulary=600, worlds=1, questions=30))
     with pytest.raises(ConfigError, match=r"ended after .* of 99 updates"):

@@ -35,7 +35,9 @@ def updated(state: State, mesh: jax.sharding.Mesh) -> tuple[State, dict[str, flo
     return make_update(through(SIZES), LOSS, OPTIMIZER, state)(state, batches)
 
 
-@pytest.mark.parametrize("made_on", [MeshSettings(fsdp=8), MeshSettings(data=2, fsdp=2, tensor=2)])
+@pytest.mark.parametrize(
+    "made_on", [pytest.param(MeshSettings(fsdp=8), marks=pytest.mark.slow), MeshSettings(data=2, fsdp=2, tensor=2)]
+)
 def test_a_checkpoint_of_eight_devices_is_restored_on_four_and_on_one(tmp_path: Path, made_on: MeshSettings) -> None:
     eight = make_mesh(made_on)
     state, _ = updated(state_on(eight), eight)
