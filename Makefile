@@ -19,9 +19,11 @@ test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -q 'tensorboard>=2.19' 'wandb>=0.27'
 	$(BIN)/python -m pytest -m slow
 
-# Side by side with Tunix and transformers, whose environments (3 GB) are made on first use.
+# Side by side with Tunix and transformers, whose environments (3 GB) are made on first use. Tunix takes minutes for one round of
+# the conversations: `python -m benchmarks.decode --work agent` has it, too.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.decode --work uniform
+	$(BIN)/python -m benchmarks.decode --work agent --sides dr_jax transformers
 	$(BIN)/python -m benchmarks.update
 
 # Pinned versions with hashes; needs `pip install uv`.
