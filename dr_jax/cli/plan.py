@@ -86,7 +86,7 @@ def _show(found: Forecast, console: Console, assumed: list[str]) -> None:
             programs.add_row(each.name, f"[red]{each.reason[:80]}", *[""] * 6, f"{each.seconds:.0f} s")
             continue
         time, counts = least_time(found, each), each.counts
-        kernels = ", ".join(sorted({one.name for one in counts.kernels})) or "none"
+        kernels = "\n".join(sorted({one.name for one in counts.kernels})) or "none"
         told = "\n".join(f"{kind}: {one.calls:,}, {one.bytes / _G:.2f}" for kind, one in counts.collectives.items())
         flops = time.compute * found.chip.flops
         programs.add_row(

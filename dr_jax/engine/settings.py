@@ -69,6 +69,11 @@ class EngineSettings:
         """Pages of the pool, the scratch page included."""
         return self.pages or self.slots * self.pages_per_request + 1
 
+    @property
+    def context_of_all(self) -> int:
+        """Tokens that every slot can have when all have as many."""
+        return min(self.max_context, (self.page_count - 1) * self.page_size // self.slots)
+
 
 def memory_bytes(settings: EngineSettings, sizes: Sizes) -> int:
     """Return how many bytes the pools of keys and values take, over all devices that they are split over."""

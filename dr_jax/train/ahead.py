@@ -183,7 +183,7 @@ def update_programs(
 
 
 def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype: str = "bfloat16") -> list[Planned]:
-    """Plan the engine: the largest prefill, and decoding with every row at its longest.
+    """Plan the engine: the largest prefill at the end of the longest context, and decoding with all pages in use.
 
     Args:
         sizes: of the policy.
@@ -220,7 +220,7 @@ def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype
     decode = DecodeRows(many, many, many, stops, tables, items, draws(slots))
     drawn = slots * settings.tokens_per_call
     prefill_flops = forward_flops(sizes, rows * width, rows * width * longest, logits=rows)
-    decode_flops = forward_flops(sizes, drawn, drawn * longest)
+    decode_flops = forward_flops(sizes, drawn, drawn * settings.context_of_all)
     return [
         Planned(
             f"prefill {rows} x {width}",

@@ -28,6 +28,7 @@ class Chip:
         ici_bandwidth: bytes a second that leave it for other chips, over all of its links.
         links: to neighbours.
         source: where that is said.
+        host: the slice that one host of a larger one has.
         slices: topologies on offer.
     """
 
@@ -37,6 +38,7 @@ class Chip:
     ici_bandwidth: float
     links: int
     source: str
+    host: str
     slices: tuple[str, ...]
 
     @property
@@ -49,9 +51,9 @@ _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 _DOCS = "https://cloud.google.com/tpu/docs/"
 CHIPS = {  # Gbps of the interconnect / 8 are bytes
-    "v5e": Chip(197e12, 16, 819e9, 1600e9 / 8, 4, f"{_DOCS}v5e and v6e", _FLAT),
-    "v5p": Chip(459e12, 95, 2765e9, 4800e9 / 8, 6, f"{_DOCS}v5p", _DEEP),
-    "v6e": Chip(918e12, 32, 1640e9, 3584e9 / 8, 4, f"{_DOCS}v6e", _FLAT),
+    "v5e": Chip(197e12, 16, 819e9, 1600e9 / 8, 4, f"{_DOCS}v5e and v6e", "2x2", _FLAT),
+    "v5p": Chip(459e12, 95, 2765e9, 4800e9 / 8, 6, f"{_DOCS}v5p", "2x2x1", _DEEP),
+    "v6e": Chip(918e12, 32, 1640e9, 3584e9 / 8, 4, f"{_DOCS}v6e", "2x2", _FLAT),
 }
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from dr_jax.base.errors import CheckpointError, ConfigError
 from dr_jax.engine.settings import memory_bytes
@@ -105,6 +106,8 @@ def forecast(settings: Settings, name: str, told: Callable[[str], None] = lambda
     model, sizes = sizes_of(settings)
     _refuse_others(settings)
     place = on_each_its_own(make_mesh(settings.mesh, devices)).suited(sizes)
+    if place.spread is not None:
+        place = dataclasses.replace(place, sampling=_alone(place.sampling, name))
     _refuse_rows(settings, place.learning)
     planned = _planned(settings, sizes, place)
     lasting = _parts(planned, settings, sizes, place)
@@ -175,6 +178,16 @@ def _refuse_rows(settings: Settings, mesh: Mesh) -> None:
             needed=f"a multiple of {ways}",
             fix=f"add batch.rows={-(-settings.batch.rows // ways) * ways}, or a larger mesh.tensor",
         )
+
+
+def _alone(sampling: Mesh, name: str) -> Mesh:
+    """Return the mesh of one host's engine as a slice of its own: libtpu compiles for whole slices only."""
+    host = f"{name.partition(':')[0]}:{chip_of(name).host}"
+    devices = topology(host)
+    if len(devices) != sampling.size:
+        raise ConfigError(f"{name} has {sampling.size} chips on each host, {host} has {len(devices)}", needed="as many")
+    shape = sampling.devices.shape
+    return Mesh(np.array(devices).reshape(shape), sampling.axis_names, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def _planned(settings: Settings, sizes: Sizes, place: Placement) -> list[Planned]:

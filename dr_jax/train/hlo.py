@@ -200,14 +200,27 @@ class _Program:
 
     def _moved_by_fusion(self, inner: _Computation, read: list[float], written: float) -> float:
         for number, name in enumerate(inner.parameters):
-            uses = inner.uses(name)
-            if uses and all(each.op in _CUTS for each in uses):
-                read[number] = min(read[number], sum(each.shapes[0].bytes for each in uses))
-            elif uses and all(each.op in _WRITES for each in uses):
-                part = sum(inner.bytes(each.operands[_WRITES[each.op]], anywhere=True) for each in uses)
+            uses = list(self._uses(inner, name))
+            if uses and all(each.op in _CUTS for _, each in uses):
+                read[number] = min(read[number], sum(each.shapes[0].bytes for _, each in uses))
+            elif uses and all(each.op in _WRITES for _, each in uses):
+                part = sum(where.bytes(each.operands[_WRITES[each.op]], anywhere=True) for where, each in uses)
                 written = max(0.0, written - read[number]) + part
                 read[number] = 0.0
         return sum(read) + written
+
+    def _uses(self, here: _Computation, name: str) -> Iterator[tuple[_Computation, Instruction]]:
+        """Find what reads an array, in whatever shape, in fusions within a fusion too."""
+        for one in here.instructions:
+            if name not in one.operands:
+                continue
+            if one.op == "bitcast":
+                yield from self._uses(here, one.name)
+            elif one.op == "fusion":
+                inner = self.computations[_called(one)[0]]
+                yield from self._uses(inner, inner.parameters[one.operands.index(name)])
+            else:
+                yield here, one
 
     def _sent(self, here: _Computation, one: Instruction) -> Iterator[tuple[str, float]]:
         if one.op == "fusion":  # a sum of which each device keeps a part is one of these
@@ -252,14 +265,6 @@ class _Computation:
             int(one.text.split("parameter(")[1].split(")")[0]): one.name for one in self.instructions if one.op == "parameter"
         }
         return [found[number] for number in sorted(found)]
-
-    def uses(self, name: str) -> list[Instruction]:
-        """Find what reads an array, in whatever shape."""
-        found = []
-        for one in self.instructions:
-            if name in one.operands:
-                found += self.uses(one.name) if one.op == "bitcast" else [one]
-        return found
 
     def constant(self, name: str) -> int | None:
         one = self.named.get(name)

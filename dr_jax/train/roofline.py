@@ -52,8 +52,9 @@ def least_time(forecast: Forecast, found: Found) -> Time:
     counts, chip = found.counts, forecast.chip
     flops = counts.flops + kernel_flops(found, max(forecast.settings.batch.lengths))
     moved = counts.bytes
-    if found.name.startswith("decode"):  # its kernel reads pages, which the program's text does not tell
+    if found.name.startswith("decode"):  # its kernel meets pages, which the program's text does not tell
         moved += forecast.settings.engine.tokens_per_call * forecast.parts["cache"]
+        flops = max(flops, found.flops)
     return Time(flops / chip.flops, moved / chip.hbm_bandwidth, counts.sent / chip.ring_bandwidth, found.flops / chip.flops)
 
 
@@ -73,7 +74,6 @@ def kernel_flops(found: Found, length: int) -> float:
 def assumptions(found: Forecast) -> list[str]:
     """Say what times rest on."""
     chip, engine = found.chip, found.settings.engine
-    tokens = min(engine.max_context, (engine.page_count - 1) * engine.page_size // engine.slots)
     return [
         f"published rates of a chip ({chip.source}): {chip.flops / 1e12:.0f} Tflop/s in bfloat16, {chip.hbm_gib} GiB at "
         f"{chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.ici_bandwidth / 1e9:.0f} GB/s to {chip.links} neighbours",
@@ -81,8 +81,10 @@ def assumptions(found: Forecast) -> list[str]:
         f"collectives in rings that go both ways, by two links of a chip: {chip.ring_bandwidth / 1e9:.0f} GB/s",
         "between 'apart' (nothing is sent while something is computed) and 'together' (all at once) lies what is possible",
         f"rows of a batch are full: one trajectory of {max(found.settings.batch.lengths):,} tokens each, all learned from",
-        f"all pages are in use while tokens are drawn: {engine.slots} slots of {tokens:,} tokens; nothing is shared",
+        f"all pages are in use while tokens are drawn: {engine.slots} slots of {engine.context_of_all:,} tokens; nothing is "
+        f"shared. Prefill meets {engine.max_context:,} tokens",
         f"{SPARE:.0%} of a chip's memory is the system's",
+        "an engine's programs are compiled for its host's chips as a slice of their own",
     ]
 
 
