@@ -73,7 +73,11 @@ class Weather:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One episode: when it ran, in seconds since littleweb started, and how it ended."""
+    """One episode: how it ended, and when its group ran, in seconds since littleweb started.
+
+    Its own seconds count from when it was begun, which on a busy machine is later than its group's start: added to that they
+    would end too early, and an episode that the outage hit would pass for one that was over before it.
+    """
 
     name: str
     start: float
@@ -191,7 +195,7 @@ async def ride(weather: Weather, port: int, start: Callable[[], float]) -> Log:
         actors = Actors(Wanderer(chat, names), chat, world, "research")
         episode = EpisodeSettings(turns=4, tokens=16_000, max_new_tokens=400, policy_s=60.0, world_s=150.0, all_s=400.0)
 
-        async def group(number: int) -> tuple[Group, float]:
+        async def group(number: int) -> tuple[Group, float, float]:
             asked = time.monotonic() - started
             await web.healthy()
             begun = time.monotonic() - started
@@ -199,14 +203,14 @@ async def ride(weather: Weather, port: int, start: Callable[[], float]) -> Log:
                 log.back = begun
             question = Question(str(number), f"What of {names[number % len(names)]}?", (str(number),))
             ended = await run_group(question, actors, episode, Total(), size=weather.size)
-            return weathered(ended, 0.25, metrics), begun
+            return weathered(ended, 0.25, metrics), begun, time.monotonic() - started
 
         started = await asyncio.to_thread(start)
         at_once = weather.in_flight // weather.size
         async with aclosing(finished(range(weather.groups), group, at_once=at_once)) as ended:
-            async for _, (one, begun) in ended:
+            async for _, (one, begun, over) in ended:
                 log.groups.append(_slim(one))
-                log.lines += _lines(one, begun, names, weather)
+                log.lines += _lines(one, (begun, over), names, weather)
                 if len(log.groups) % max(1, weather.groups // 20) == 0:
                     log.memory_mb.append(_memory_mb())
         log.seconds = time.monotonic() - started
@@ -217,12 +221,12 @@ async def ride(weather: Weather, port: int, start: Callable[[], float]) -> Log:
     return log
 
 
-def _lines(group: Group, start: float, names: Sequence[str], weather: Weather) -> list[Line]:
+def _lines(group: Group, ran: tuple[float, float], names: Sequence[str], weather: Weather) -> list[Line]:
     return [
         Line(
             name=one.id,
-            start=start,
-            end=start + one.seconds["all"],
+            start=ran[0],
+            end=ran[1],
             outcome=one.outcome,
             failure=one.failure,
             page_errors=sum(bool(tool.error) for tool in one.tools if tool.name == "browse_webpage"),
