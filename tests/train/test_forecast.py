@@ -133,16 +133,19 @@ def test_what_is_not_compiled_ahead_is_refused() -> None:
         forecasts._refuse_rows(read(Settings, CONFIG, ["batch.rows=3"]), make_mesh(MeshSettings(1, 4, 1), jax.devices()[:4]))
 
 
-def test_the_command_prints_every_part(capsys: pytest.CaptureFixture[str]) -> None:
-    counts = Counts(collectives={"all-gather": Collective(1, 1e9)}, kernels=[Kernel("splash_mha_fwd", ((7, 8, 128),), 1)])
-    plan._show(made(found("gradient", 7.5, counts), Failed("step", "too large", 1.0)), Console(width=200), ["nothing"])
+def test_the_command_prints_every_part_on_a_screen_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    kernels = [Kernel("splash_mha_fwd_segmented_residuals", ((7, 8, 128),), 28)] * 2
+    counts = Counts(collectives={"collective-permute": Collective(1200, 1e9)}, kernels=kernels)
+    told = made(found("gradient", 7.5, counts), Failed("step", "too [large]", 1.0))
+    plan._show(told, Console(width=80), ["nothing"])
     printed = capsys.readouterr().out
     for part in (
+        "8 chips, 2 processes",
         "optimizer",
         "7.50 of its own, 15.50 in all",
-        "splash_mha_fwd",
-        "all-gather: 1, 1.00",
-        "too large",
+        "splash_mha_fwd_segmented_residuals x 56",
+        "collective-permute │ 1,200 │ 1.00",
+        "step: too [large]",
         "does not fit",
     ):
         assert part in printed
