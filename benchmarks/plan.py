@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"benchmarks.plan: {error}")
         found[name] = {"settings": list(CASES[name]), "commit": commit()} | as_tree(planned)
         write(found, told.results)
-    show(found)
+    show({name: found[name] for name in CASES if name in found})
     print(f"written to {written}")
 
 
