@@ -53,7 +53,7 @@ class Boundary:
         number = float(jax.random.uniform(word, (), jnp.float32))
         low, high = sorted(ids)
         # An id is right from where the one before it ends to where it ends itself.
-        return max(abs(number - until[low]), abs(number - until[high - 1]))
+        return float(max(abs(number - until[low]), abs(number - until[high - 1])))
 
 
 def _logits(weights: Weights, sizes: Sizes, ids_BT: Int[Array, "B T"], last: Int[Array, ""]) -> Float[Array, " V"]:
