@@ -95,6 +95,7 @@ class WebCrew:
         self._stack = AsyncExitStack()
         self._webs: list[RemoteWeb] = []
         self._last = "no host has room"
+        self._wrong: ConfigError | None = None
         self.actors: dict[str, tuple[str, Any]] = {}  # those in use: place and handle, by url
         self._there = asyncio.Event()
 
@@ -106,6 +107,8 @@ class WebCrew:
         try:
             async with asyncio.timeout(far.start_s):
                 await self._there.wait()
+            if self._wrong is not None:
+                raise self._wrong
         except BaseException as error:
             await self.__aexit__(None, None, None)
             if isinstance(error, TimeoutError):
@@ -175,7 +178,14 @@ class WebCrew:
             async with asyncio.timeout(self._settings.web.start_s):
                 return await answered(actor.open.remote(self._errand, self._token, host), name)
         except LostError as error:
-            self._last = str(error)
+            self._last, cause = str(error), getattr(error.__cause__, "cause", None)
+            if isinstance(cause, UserError) and not self._there.is_set():  # time does not cure it
+                self._wrong = ConfigError(
+                    f"The web worker at {host} cannot begin: {cause.found}",
+                    needed=cause.needed,
+                    fix=f"correct that there, before `ray start` (its environment is the workers'): {cause.fix}",
+                )
+                self._there.set()
             raise
         except TimeoutError:
             self._last = f"{name} was not ready"
