@@ -10,8 +10,9 @@ Sides: `one worker` (the first of the questions), `two workers`, `two, one kille
 Needs: `pip install 'dr-jax[ray]'`; 5 minutes, and for the rates two cores that nobody else uses
 Out:   a table; `results/elastic.json` (episodes an hour; what was lost, doubled or different), `results/elastic.png`; an error
        if an episode was lost or doubled, or a request's ids or log-probabilities differ from the side where nobody was killed
-Reads: what ended between the first seconds and the moment when the last group was begun; least and most are of stretches of
-       10 s. A worker that replaces another takes seconds to start, so the number of workers is an average
+Reads: episodes an hour from the first request to the end of the last episode, least and most those of stretches of 10 s between
+       the first seconds and the moment when the last group was begun; workers, their cores and ids a second over that time.
+       A worker that replaces another takes seconds to start, so the number of workers is an average
 """
 
 from __future__ import annotations

@@ -90,10 +90,10 @@ class Ridden:
 
     @property
     def rates(self) -> Spread:
-        """Episodes an hour, and those of single stretches."""
-        low, high = self.window
-        each = [self.rate(one, one + STRETCH_S) for one in _starts(low, high)] or [self.rate(low, high)]
-        return Spread(*(round(one, 1) for one in (self.rate(low, high), min(each), max(each))), "episodes/hour")
+        """Episodes an hour, from the first request to the end of the last episode; those of stretches of the window."""
+        whole = self.rate(self.start, self.end)
+        each = [self.rate(one, one + STRETCH_S) for one in _starts(*self.window)] or [whole]
+        return Spread(*(round(one, 1) for one in (whole, min(each), max(each))), "episodes/hour")
 
     @property
     def staff(self) -> float:
