@@ -1,7 +1,7 @@
 """How near to the boundary between two ids a random number lay, when two runs drew different ones with it.
 
 In:    a request that two runs drew differently: its key, what was before the id, the two ids
-Out:   by how much of the whole probability the number would have to move for both to be right: about 1e-7, where nothing but
+Out:   by how much of the whole probability the number would have to move for both to be right: some 1e-6, where nothing but
        rounding told the runs apart (sums of other shapes round otherwise)
 """
 

@@ -57,11 +57,12 @@ from dr_jax.train.settings import Settings
 ROOT = Path(__file__).parents[1]
 CONSOLE = Console(stderr=True, highlight=False)
 LOOK_S = 0.1
+AT_ONCE = 12  # groups
 SHARED = (
     *("rollout.ray.address=local", "rollout.ray.own=false", "rollout.ray.resource=", "rollout.ray.report_s=0.25"),
     *("rollout.ray.connect_s=120", "rollout.ray.rest_s=1", "eval.questions=1", "engine.max_context=1280"),
     # Some more requests than slots, so that no slot is empty while an answer travels.
-    *("engine.slots=8", "rollout.ray.in_flight=16", "rollout.in_flight=96"),
+    *("engine.slots=8", "rollout.ray.in_flight=16"),
 )
 
 
@@ -106,8 +107,11 @@ class Thinking:
 async def ride(side: Side, told: argparse.Namespace) -> Ridden:
     """Roll one side's groups out, to the last episode."""
     groups = max(1, round(told.groups * side.share))
-    options = [*SHARED, f"rollout.ray.workers={side.workers}", f"rollout.groups={groups}", *told.options]
-    settings, metrics = read(Settings, ROOT / "configs" / "quickstart.toml", options), Metrics()
+    count = (f"rollout.ray.workers={side.workers}", f"rollout.groups={groups}", f"rollout.in_flight={8 * min(groups, AT_ONCE)}")
+    settings = read(Settings, ROOT / "configs" / "quickstart.toml", [*SHARED, *count, *told.options])
+    if not settings.rollout.drains:
+        sys.exit("benchmarks.elastic: these options have more groups under way than there are; leave rollout.* out")
+    metrics = Metrics()
     async with opened(settings, metrics, lambda *_: None) as run:
         pool, crew = run.speaker.policy, run.elsewhere
         assert isinstance(pool, Pool)

@@ -212,7 +212,8 @@ def draw(found: Mapping[str, Ridden], path: Path) -> None:
 
     figure = Figure(figsize=(10, 2.4 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, one) in zip(figure.subplots(len(found), sharex=True, squeeze=False)[:, 0], found.items(), strict=True):
+    rows = figure.subplots(len(found), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (name, one) in zip(rows, found.items(), strict=True):
         times = [one.start + 0.5 * step for step in range(int((one.witness.asked[-1] - one.start) / 0.5))]
         width = STRETCH_S / 2
         rates = [one.rate(max(one.start, when - width), when + width) for when in times]
