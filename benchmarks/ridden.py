@@ -218,7 +218,6 @@ def draw(found: Mapping[str, Ridden], path: Path) -> None:
         width = STRETCH_S / 2
         rates = [one.rate(max(one.start, when - width), when + width) for when in times]
         axes.plot([when - one.start for when in times], rates, color="tab:blue")
-        axes.set_ylim(0)
         axes.set_ylabel("episodes/hour", color="tab:blue")
         axes.set_title(name, fontsize="medium")
         there = axes.twinx()
@@ -228,5 +227,6 @@ def draw(found: Mapping[str, Ridden], path: Path) -> None:
         there.set_ylabel("workers", color="tab:orange")
         for when in one.kills:
             axes.axvline(when - one.start, color="grey", linestyle=":")
+    axes.set_ylim(bottom=0)  # last: what it sets holds for all
     axes.set_xlabel("seconds; dotted: a worker was killed")
     figure.savefig(path, dpi=110)
