@@ -16,11 +16,9 @@ import typer
 from dr_jax.base.config import read
 from dr_jax.base.metrics import Metrics
 from dr_jax.cli.train import Json
-from dr_jax.train.worlds import LittlewebSettings, way_out, world_name
+from dr_jax.train.worlds import LittlewebSettings, ways_out
 from dr_jax.web.gateway.server import Served, refuse_open_door, serve_gateway
-from dr_jax.web.search.budget import Budget
 from dr_jax.web.settings import WebSettings
-from dr_jax.web.web import Web
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +57,12 @@ async def _serve(settings: _Settings, host: str, port: int, *, as_json: bool) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        webs = await _opened(settings, metrics, stack)
+        webs = await ways_out(settings.web, settings.littleweb, metrics, stack)
         serving = serve_gateway(webs, limits, metrics, host=host, port=port, token=limits.token)
         _tell(await stack.enter_async_context(serving), settings.web, list(webs), as_json=as_json)
         await stop.wait()
         for number in (signal.SIGTERM, signal.SIGINT):  # asked again, it ends at once
             asyncio.get_running_loop().remove_signal_handler(number)
-
-
-async def _opened(settings: _Settings, metrics: Metrics, stack: AsyncExitStack) -> dict[str, Web]:
-    """Open the way to every world that a run of these settings acts in: two of littleweb's, or the one web."""
-    budget, webs = Budget(settings.web.budget, metrics), dict[str, Web]()
-    for split in ("train", "eval"):
-        little = settings.littleweb.world(split)
-        name = world_name(settings.web, little)
-        if name not in webs:
-            way = way_out(settings.web, little, faults=settings.littleweb.faults, metrics=metrics, budget=budget)
-            web = await stack.enter_async_context(way)
-            assert isinstance(web, Web)
-            webs[name] = web
-    return webs
 
 
 def _tell(served: Served, settings: WebSettings, worlds: list[str], *, as_json: bool) -> None:

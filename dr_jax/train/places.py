@@ -7,8 +7,9 @@ Out:   Place: a world, its web, the questions that littleweb has about it; one a
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dr_jax.agent.endpoint import Endpoint, Spending
 from dr_jax.agent.model_reader import READ
@@ -28,6 +29,9 @@ from dr_jax.train.actor import ReadingModel
 from dr_jax.train.settings import Settings
 from dr_jax.train.worlds import AnyWeb, built, way_out
 from dr_jax.web.search.budget import Budget
+
+if TYPE_CHECKING:
+    from dr_jax.train.elastic.web_crew import WebCrew
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +110,18 @@ class Places:
         self._stack = stack
         self._places: dict[Split, Place] = {}
         self._endpoint: Endpoint | None = None
+        self.web_crew: WebCrew | None = None
 
     async def place(self, split: Split) -> Place:
-        """Open the world of a split: littleweb's, served on loopback, or the open web; directly or by gateways."""
+        """Open the world of a split: littleweb's, served on loopback, or the open web; directly, or by gateways."""
         if split not in self._places:
             settings, metrics, here = self.settings, self.metrics, self.settings.littleweb
             drawn = puzzles_of(settings, split)
-            way = way_out(settings.web, here.world(split), faults=here.faults, metrics=metrics, budget=self.budget)
+            way: AbstractAsyncContextManager[AnyWeb]
+            if self.web_crew is not None:
+                way = self.web_crew.way(here.world(split), metrics)
+            else:
+                way = way_out(settings.web, here.world(split), faults=here.faults, metrics=metrics, budget=self.budget)
             web = await self._stack.enter_async_context(way)
             policy = self.speaker.policy_of(split)
             world = World(web, await self._reader(web, policy), settings.tools, metrics=metrics)

@@ -32,7 +32,7 @@ from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.trajectory import Episode, Group, Outcome
 from dr_jax.train.actor import Actor, ReadingModel, load_actor, load_reading_model
 from dr_jax.train.checkpoint import Checkpoints
-from dr_jax.train.elastic.open import refuse_missing, shared
+from dr_jax.train.elastic.open import refuse_missing, shared, web_crew
 from dr_jax.train.lesson import Purse
 from dr_jax.train.mirror import Mirror, Shelf
 from dr_jax.train.places import Place, Places, Speaker
@@ -76,7 +76,9 @@ class Stage(Places):
         self.elsewhere: Crew | None = None
 
     async def share(self) -> None:
-        """Have workers elsewhere draw as well, where the settings want that; before a place is opened."""
+        """Have workers elsewhere draw, and do the web's work, where the settings want that; before a place is opened."""
+        if self.settings.rollout.ray.web.workers:
+            self.web_crew = await self._stack.enter_async_context(web_crew(self.settings, self.metrics))
         if self.settings.rollout.ray.workers:
             pool, self.elsewhere = await self._stack.enter_async_context(shared(self.settings, self.actor, self.metrics))
             self.speaker = replace(self.speaker, policy=pool, measured=pool.exact())
@@ -140,7 +142,7 @@ class Run(Stage):
     ) -> None:
         super().__init__(stage.settings, stage.actor, stage.metrics, stack, stage.reading)
         self.budget, self.spending, self._places, self._endpoint = stage.budget, stage.spending, stage._places, stage._endpoint
-        self.speaker, self.elsewhere = stage.speaker, stage.elsewhere
+        self.speaker, self.elsewhere, self.web_crew = stage.speaker, stage.elsewhere, stage.web_crew
         actor, self.together = self.actor, together
         self.settings = settings = own_share(stage.settings, self.together)
         self.purse = Purse((self.budget, ("queries", "money")), (self.spending, ("calls", "tokens", "money")))
@@ -309,7 +311,7 @@ async def opened_stage(settings: Settings, metrics: Metrics, told: Told) -> Asyn
 @asynccontextmanager
 async def opened(settings: Settings, metrics: Metrics, told: Told, together: Together | None = None) -> AsyncIterator[Run]:
     """Open a run with all its parts; nothing is compiled or written yet."""
-    if settings.rollout.ray.workers:
+    if settings.rollout.ray.workers or settings.rollout.ray.web.workers:
         refuse_missing()
     async with opened_stage(settings, metrics, told) as (stage, stack):
         await stage.share()

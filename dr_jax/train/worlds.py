@@ -1,7 +1,7 @@
 """The worlds that a run acts in, and the way there: littleweb served on loopback, or the open web; directly or by gateways.
 
 In:    settings of the web and of littleweb, a split
-Out:   `Web`, or `RemoteWeb` where the settings name gateways: the same methods
+Out:   `Web`, or `RemoteWeb` where the settings name gateways: the same methods; for a gateway, all worlds of a run
 Holds: JAX is not imported here: a gateway needs none
 """
 
@@ -97,3 +97,27 @@ async def way_out(
         world = world_name(web, little) if "littleweb" in web.order else ""  # all of them have the same addresses
         way = Web(web, allow=allowed, metrics=metrics, budget=budget, world=world)
         yield await stack.enter_async_context(way)
+
+
+async def ways_out(web: WebSettings, littleweb: LittlewebSettings, metrics: Metrics, stack: AsyncExitStack) -> dict[str, Web]:
+    """Open the way to every world that a run of these settings acts in, for a gateway: two of littleweb's, or the one web.
+
+    Args:
+        web: without gateways.
+        littleweb: the worlds, where that is searched.
+        metrics: of all of them.
+        stack: closes them.
+
+    Returns:
+        Ways, by the names of their worlds.
+    """
+    budget, webs = Budget(web.budget, metrics), dict[str, Web]()
+    for split in ("train", "eval"):
+        little = littleweb.world(split)
+        name = world_name(web, little)
+        if name not in webs:
+            way = way_out(web, little, faults=littleweb.faults, metrics=metrics, budget=budget)
+            found = await stack.enter_async_context(way)
+            assert isinstance(found, Web)
+            webs[name] = found
+    return webs

@@ -390,3 +390,62 @@ async def test_nothing_is_left_behind() -> None:
         told.go.set()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+async def test_each_host_has_its_gateway_and_whoever_takes_its_place_has_the_same_hosts() -> None:
+    webs, urls = (
+        [ToldWeb(Page("http://a.example/", "T", "text")) for _ in range(4)],
+        [f"http://h{n}.example" for n in range(24)],
+    )
+    limits = {"search_s": 1e-3, "open_s": 1e-3, "pace": PaceSettings(queue_s=1e-3)}
+    async with (
+        gateways(*webs, token=TOKEN) as served,
+        RemoteWeb(WebSettings(gateway=quick(), **limits), WORLD, token=TOKEN, apart=True) as web,
+    ):
+        places = [f"place {number}" for number in range(3)]
+        for one, place in zip(served[:3], places, strict=True):
+            await web.join(one.url, place)
+        for path in ("/", "/b?c=d", ":80/e"):
+            for url in urls:
+                assert isinstance(await web.open(url + path), Page)
+        met = [{re.sub(r"(example).*", r"\1", url) for url in told.asked} for told in webs]
+        assert [len(told.asked) for told in webs] == [3 * len(hosts) for hosts in met]
+        assert sum(len(hosts) for hosts in met) == len(urls)  # no host was asked by two of them
+        assert min(len(hosts) for hosts in met[:3]) >= 3
+        for told in webs:
+            told.outcome = (HIT,)
+        for query in QUERIES:
+            await web.search(query)
+        assert sorted(len(set(QUERIES) & set(told.asked)) for told in webs) == [0, 0, 0, len(QUERIES)]
+        web.leave(served[0].url)
+        await web.join(served[3].url, places[0])
+        for told in webs:
+            told.asked.clear()
+            told.outcome = Page("http://a.example/", "T", "text")
+        for url in urls:
+            await web.open(url)
+        assert [set(told.asked) for told in webs] == [set(), met[1], met[2], met[0]]
+
+
+async def test_what_one_that_leaves_has_not_answered_is_asked_at_another_and_with_none_the_world_is_down() -> None:
+    stuck, other = ToldWeb(), ToldWeb()
+    stuck.go.clear()
+    limits = {"search_s": 1e-3, "open_s": 1e-3, "pace": PaceSettings(queue_s=1e-3)}
+    settings = WebSettings(gateway=quick(answer_s=5.0), **limits)
+    async with gateways(stuck, other) as (one, two), RemoteWeb(settings, WORLD, apart=True) as web:
+        waiting = asyncio.create_task(web.search("before anybody is there"))
+        await asyncio.sleep(0.05)
+        await web.join(one.url, "place")
+        await until(lambda: stuck.asked)
+        await web.join(two.url, "place")
+        await web.join(two.url, "place")  # once is enough
+        assert len(web._peers) == 2
+        web.leave(one.url)
+        assert await asyncio.wait_for(waiting, 3) == (HIT,)
+        assert stuck.asked == other.asked == ["before anybody is there"]
+        web.leave(two.url)
+        start = time.monotonic()
+        with pytest.raises(WorldDownError, match="none was there"):
+            await web.search("after all have left")
+        assert 4.5 < time.monotonic() - start < 15
+        stuck.go.set()

@@ -1,4 +1,4 @@
-"""Find a Ray cluster, or start one. With `crew`, the only module that imports Ray.
+"""Find a Ray cluster, or start one. With `crew` and `web_crew`, the only module that imports Ray.
 
 In:    `rollout.ray`
 Out:   a connection of this process, which ends with the context
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -19,10 +19,14 @@ import ray
 from ray.exceptions import RayError
 
 from dr_jax.base.errors import ConfigError
+from dr_jax.base.trace import logger
 from dr_jax.train.elastic.settings import RaySettings
 from dr_jax.train.elastic.wire import LostError
 
 Answer = TypeVar("Answer")
+_log = logger(__name__)
+_RESTS = 4  # times that the rest before the next attempt is doubled at most
+_WAITS_S = 60.0  # for room on a host, between two looks
 
 
 @asynccontextmanager
@@ -57,7 +61,7 @@ async def answered(call: Awaitable[Answer], name: str) -> Answer:
     except RayError as error:
         cause = getattr(error, "cause", None) or error
         told = " ".join(str(cause).split())
-        raise LostError(f"{name} is lost: {type(cause).__name__}: {told[-400:]}") from error
+        raise LostError(f"{name} is lost: {type(cause).__name__}: {told[:400]}") from error
 
 
 def taking(cpus: float, gpus: float, resource: str) -> dict[str, Any]:
@@ -69,6 +73,58 @@ def taking(cpus: float, gpus: float, resource: str) -> dict[str, Any]:
         "max_restarts": 0,
         "scheduling_strategy": "SPREAD",
     }
+
+
+async def staffed(new: Callable[[], Any], use: Callable[[Any, Callable[[], None]], Awaitable[None]], rest_s: float) -> None:
+    """Keep one actor, for ever: in the place of each that is lost another is started.
+
+    Args:
+        new: asks for one.
+        use: opens an actor, calls what it is given once that went well, and goes on until it raises LostError.
+        rest_s: before the next attempt, after one that could not be opened; doubled each time, up to 16 times that.
+    """
+    failures = 0
+
+    def well() -> None:
+        nonlocal failures
+        failures = 0
+
+    while True:
+        failures += 1
+        actor = new()
+        try:
+            await use(actor, well)
+        except LostError as error:
+            _log.warning("%s", error)
+        finally:
+            ray.kill(actor)
+        if failures:
+            await asyncio.sleep(rest_s * 2 ** min(failures - 1, _RESTS))
+
+
+async def arrived(call: Awaitable[Answer], name: str, wants: str) -> Answer:
+    """Await an actor's first answer: for as long as it takes to get a host with room, because the run goes on without.
+
+    Args:
+        call: to it.
+        name: of the actor, for people.
+        wants: what it waits for, likewise.
+
+    Raises:
+        LostError: it died.
+    """
+    theirs = asyncio.ensure_future(answered(call, name))
+    told = False
+    try:
+        while True:
+            done, _ = await asyncio.wait([theirs], timeout=_WAITS_S)
+            if done:
+                return theirs.result()
+            if not told:
+                _log.info("%s waits for a host with room (%s)", name, wants)
+            told = True
+    finally:
+        theirs.cancel()
 
 
 async def _refuse_silence(settings: RaySettings) -> None:
@@ -125,8 +181,10 @@ def _arguments(settings: RaySettings) -> dict[str, Any]:
     given: dict[str, Any] = {"address": settings.address, "log_to_driver": False, "logging_level": logging.WARNING}
     if settings.address != "local":
         return given
-    cpus = settings.workers * settings.cpus
-    resources = {settings.resource: settings.workers} if settings.resource else {}
+    takers = (settings, settings.web)
+    cpus = sum(one.workers * one.cpus for one in takers)
+    resources = {one.resource: sum(each.workers for each in takers if each.resource == one.resource) for one in takers}
+    resources.pop("", None)
     return {**given, "num_cpus": max(os.cpu_count() or 1, int(cpus) + 1), "resources": resources, "include_dashboard": False}
 
 

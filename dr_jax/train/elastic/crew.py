@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,7 @@ from dr_jax.base.trace import logger
 from dr_jax.model.decoder import Weights
 from dr_jax.sharding import hosts
 from dr_jax.train.compiled import keep_compiled
-from dr_jax.train.elastic.cluster import answered, connected, taking
+from dr_jax.train.elastic.cluster import answered, arrived, connected, staffed, taking
 from dr_jax.train.elastic.facts import Facts, ahead_s, difference, facts
 from dr_jax.train.elastic.hand import FarHand
 from dr_jax.train.elastic.pool import Pool
@@ -33,8 +33,6 @@ from dr_jax.train.elastic.wire import Ask, LostError, News
 from dr_jax.train.elastic.worker import Spec, Worker, hired
 
 _log = logger(__name__)
-_RESTS = 4  # times that the rest before the next attempt is doubled at most
-_WAITS_S = 60.0  # for room on a host, between two looks
 
 
 class Stored(Mapping[str, np.ndarray]):
@@ -174,21 +172,13 @@ class Crew:
 
     async def _staff(self, number: int) -> None:
         """Keep one worker, for ever."""
-        failures = 0
-        while True:
-            failures += 1
-            name = f"rollout worker {number}.{time.time():.0f}"
-            actor = self._actor.remote()
-            try:
-                hand = await self._hire(actor, name)
-                failures = 0
-                await self._keep(hand, actor)
-            except LostError as error:
-                _log.warning("%s", error)
-            finally:
-                ray.kill(actor)
-            if failures:
-                await asyncio.sleep(self._settings.rest_s * 2 ** min(failures - 1, _RESTS))
+
+        async def use(actor: Any, well: Callable[[], None]) -> None:
+            hand = await self._hire(actor, f"rollout worker {number}.{time.time():.0f}")
+            well()
+            await self._keep(hand, actor)
+
+        await staffed(self._actor.remote, use, self._settings.rest_s)
 
     async def _hire(self, actor: Any, name: str) -> FarHand:
         """Wait until an actor has a host, see whether that is fit, and open it.
@@ -196,7 +186,7 @@ class Crew:
         Raises:
             LostError: it is unfit, died, or took too long.
         """
-        theirs = await self._arrived(actor, name)
+        theirs = await arrived(actor.facts.remote(), name, str(self._settings))
         name = f"{name} on {theirs['host']}"
         asked = time.time()
         clock = await answered(actor.clock.remote(), name)
@@ -212,21 +202,6 @@ class Crew:
             raise LostError(f"{name} was not ready after rollout.ray.start_s = {self._settings.start_s:g} s") from None
         room = self._settings.in_flight or self._spec.settings.slots
         return FarHand(name, RayWire(actor, name), room, version, self._settings, self._metrics)
-
-    async def _arrived(self, actor: Any, name: str) -> Facts:
-        """Wait for a host with room: for as long as it takes, because the run goes on without."""
-        theirs = asyncio.ensure_future(answered(actor.facts.remote(), name))
-        told = False
-        try:
-            while True:
-                done, _ = await asyncio.wait([theirs], timeout=_WAITS_S)
-                if done:
-                    return theirs.result()
-                if not told:
-                    _log.info("%s waits for a host with room (%s)", name, self._settings)
-                told = True
-        finally:
-            theirs.cancel()
 
     async def _keep(self, hand: FarHand, actor: Any) -> None:
         self._hands.add(hand)

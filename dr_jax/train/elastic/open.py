@@ -1,7 +1,7 @@
-"""Open what draws for a run beside its own engine.
+"""Open what draws for a run beside its own engine, and what does its web's work elsewhere.
 
 In:    settings, the actor whose weights are shared
-Out:   the pool that takes the engine's place as the policy, and the crew that hears of newer weights
+Out:   the pool that takes the engine's place as the policy, and the crew that hears of newer weights; workers for the web
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dr_jax.train.settings import Settings
 
 if TYPE_CHECKING:
     from dr_jax.train.elastic.crew import Crew
+    from dr_jax.train.elastic.web_crew import WebCrew
 
 
 def refuse_missing() -> None:
@@ -32,8 +33,8 @@ def refuse_missing() -> None:
         import ray  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "rollout.ray.workers asks for workers elsewhere, and Ray is not installed",
-            fix="`pip install 'dr-jax[ray]'` here and on every host, or set rollout.ray.workers=0",
+            "rollout.ray asks for workers elsewhere, and Ray is not installed",
+            fix="`pip install 'dr-jax[ray]'` here and on every host, or set rollout.ray.workers and .web.workers to 0",
         ) from error
 
 
@@ -60,3 +61,21 @@ async def shared(settings: Settings, actor: Actor, metrics: Metrics) -> AsyncIte
     first = actor.lent(actor.weights, settings.model.dtype)
     async with Crew(far, Spec(actor.sizes, settings.engine), first, actor.engine.version, pool, metrics) as crew:
         yield pool, crew
+
+
+@asynccontextmanager
+async def web_crew(settings: Settings, metrics: Metrics) -> AsyncIterator[WebCrew]:
+    """Have workers elsewhere search, open and read pages, for as long as the block lasts.
+
+    Args:
+        settings: of the run, with `rollout.ray.web.workers` above 0.
+        metrics: of the run.
+
+    Raises:
+        ConfigError: Ray is not installed, its cluster cannot be used, or no worker came to be.
+    """
+    refuse_missing()
+    from dr_jax.train.elastic.web_crew import Errand, WebCrew
+
+    async with WebCrew(settings.rollout.ray, Errand(settings.web, settings.littleweb), metrics) as crew:
+        yield crew

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class WebWorkerSettings:
+    """Workers that search, open and read pages for this run on other hosts, placed by Ray; the table `rollout.ray.web`.
+
+    Each is a gateway (see `web.gateways`) that comes with the run and goes with it, with pace, memory and tape of its own. All
+    pages of a host are opened by one of them, so that `web.pace.per_host_per_s` holds for the run (except where a page leads to
+    another host: who follows is who asks), and everything is searched by one. When one is lost, its requests go to another.
+    A host joins with `ray start --address=HEAD:6379 --resources='{"dr_jax_web": 1}'`, with the search keys in the environment
+    of that command: they are not sent anywhere.
+
+    Args:
+        workers: how many; 0 leaves the web's work to the trainer's own host.
+        resource: the name of a resource of which each takes 1 of its host; "" takes none.
+        cpus: that each takes of its host; pages are read in `web.extract.workers` processes of each.
+        start_s: for the first worker to be there when the run begins, and for each that has a host to open its ways out.
+    """
+
+    workers: int = 0
+    resource: str = "dr_jax_web"
+    cpus: float = 1.0
+    start_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if min(self.workers, self.cpus) < 0 or self.start_s <= 0:
+            raise ValueError(f"{self}: workers and cpus of at least 0 and more than 0 s are needed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +57,7 @@ class RaySettings:
         alone_s: without `own`: how long the run waits for any worker, before it stops.
         rest_s: before another is started in the place of one that could not be used; doubled each time, up to 16 times that.
         clock_s: how far a worker's clock may be from the trainer's.
+        web: workers for the web's work.
     """
 
     workers: int = 0
@@ -47,6 +75,7 @@ class RaySettings:
     alone_s: float = 900.0
     rest_s: float = 5.0
     clock_s: float = 5.0
+    web: WebWorkerSettings = field(default_factory=WebWorkerSettings)
 
     def __post_init__(self) -> None:
         if min(self.workers, self.in_flight) < 0 or min(self.cpus, self.gpus) < 0:

@@ -6,7 +6,7 @@ Fails: WorldDownError when no gateway answers in time, or the world is down at a
        were raised there
 Holds: what a gateway does not answer is asked at another one; which one is asked follows from its health, then from what is
        asked, so that the same question meets the same memory, and from load where they share one tape; the run's own block
-       list holds, whatever the gateway's; `close` leaves no task
+       list holds, whatever the gateway's; `close` leaves no task; gateways that no setting names may join and leave
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
+from yarl import URL
 
 from dr_jax.base.errors import UserError, WorldDownError
 from dr_jax.base.metrics import Metrics, timed
@@ -46,32 +47,37 @@ class RemoteWeb:
         world: the name under which the gateways serve what is meant.
         metrics: counts and times `web/search_n`, `web/open_s`, … as `Web` does, and `gateways/failures`; `gateways/ready` is
             how many may be asked, `gateways/down` is 1 while new work waits for one.
+        token: that they ask for; what the environment holds, by default.
+        apart: whether gateways come and go (`join`, `leave`), each with a pace of its own: then all pages of a host are opened
+            by one of them, and everything is searched by one, as long as that one is well, so that what may be asked of a host
+            or provider in a second is not asked by each of them.
 
     Raises:
         UserError: the block list cannot be read; on entering: no gateway can be reached; one refuses the token, or serves
             something else.
     """
 
-    def __init__(self, settings: WebSettings, world: str, *, metrics: Metrics | None = None) -> None:
-        self._settings, self._world = settings, world
+    def __init__(
+        self, settings: WebSettings, world: str, *, metrics: Metrics | None = None, token: str = "", apart: bool = False
+    ) -> None:
+        self._settings, self._world, self._apart = settings, world, apart
+        self._token = token or settings.gateway.token
         self._metrics = metrics or Metrics()
         self._guard = Guard(block=Blocklist(settings.block))
         self._peers: list[Peer] = []
 
     async def __aenter__(self) -> RemoteWeb:
         settings = self._settings.gateway
-        headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         timeout = aiohttp.ClientTimeout(total=None, connect=settings.connect_s)
         connector = aiohttp.TCPConnector(limit=0)
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=headers, timeout=timeout
         )
-        replays = self._settings.tape.mode == "replay"
-        self._peers = [
-            Peer(vet_gateway(url), self._world, self._session, settings, replays=replays) for url in self._settings.gateways
-        ]
+        self._peers = [self._peer(url) for url in self._settings.gateways]
         try:
-            await self._greet()
+            if not self._apart:
+                await self._greet()
         except BaseException:
             await self._session.close()
             raise
@@ -84,6 +90,24 @@ class RemoteWeb:
             await self._watching
         await self._session.close()
 
+    async def join(self, url: str, place: str) -> None:
+        """Ask this gateway too, for what one that had this place before was asked for.
+
+        Raises:
+            PeerError: it does not answer.
+            UserError: it is none for this run.
+        """
+        peer = self._peer(url, place)
+        await peer.greet()
+        if all(other.url != peer.url for other in self._peers):
+            self._peers.append(peer)
+
+    def leave(self, url: str) -> None:
+        """Ask this gateway nothing more; what it has not answered is asked at another."""
+        for peer in [peer for peer in self._peers if peer.url == url]:
+            self._peers.remove(peer)
+            peer.give_up()
+
     async def search(self, query: str) -> tuple[Hit, ...] | WebError:
         """Search, as `Web.search` does."""
         self._metrics.add("web/search_n")
@@ -91,7 +115,8 @@ class RemoteWeb:
         if isinstance(asked, WebError):
             return self._counted(asked)
         with timed(self._metrics, "web/search_s"), self._failures():
-            found = await self._ask(wire.SEARCH, {"query": asked}, asked, wire.read_hits)
+            topic = "search" if self._apart else asked
+            found = await self._ask(wire.SEARCH, {"query": asked}, topic, wire.read_hits)
         return self._counted(found if isinstance(found, WebError) else self._unblocked(found)[: self._settings.results])
 
     async def open(self, url: str) -> Page | WebError:
@@ -100,7 +125,8 @@ class RemoteWeb:
         if (refusal := self._guard.blocked(url)) is not None:
             return self._counted(refusal)
         with timed(self._metrics, "web/open_s"), self._failures():
-            found = await self._ask(wire.OPEN, {"url": url}, url, wire.read_page)
+            topic = host_of(url) if self._apart else url
+            found = await self._ask(wire.OPEN, {"url": url}, topic, wire.read_page)
         refused = self._guard.blocked(found.url) if isinstance(found, Page) else None
         return self._counted(refused or found)
 
@@ -193,23 +219,27 @@ class RemoteWeb:
                 return self._best(topic, ready)
             if down or left <= 0:
                 raise next(iter(down.values())) if down else self._all_silent()
-            rest = min(peer.rests_s for peer in self._peers)
+            rest = min((peer.rests_s for peer in self._peers), default=self._settings.gateway.probe_s)
             await asyncio.sleep(max(0.0, min(left, rest, self._settings.gateway.probe_s)))
 
     def _best(self, topic: str, ready: Sequence[Peer]) -> Peer:
         """Choose by load, roughly, among gateways of one tape, then by what is asked (rendezvous hashing)."""
-        one_tape = bool(ready[0].tape) and len({peer.tape for peer in ready}) == 1
+        one_tape = not self._apart and bool(ready[0].tape) and len({peer.tape for peer in ready}) == 1
         least = min(peer.in_flight for peer in ready)
         near = [peer for peer in ready if not one_tape or peer.in_flight <= least + _UNEVEN]
-        return max(near, key=lambda peer: hashlib.sha256(f"{peer.url} {topic}".encode(errors="replace")).digest())
+        return max(near, key=lambda peer: hashlib.sha256(f"{peer.place} {topic}".encode(errors="replace")).digest())
 
     def _all_silent(self) -> WorldDownError:
-        told = "; ".join(f"{peer.url}: {peer.why or 'not in time'}" for peer in self._peers)
+        told = "; ".join(f"{peer.url}: {peer.why or 'not in time'}" for peer in self._peers) or "none was there"
         return WorldDownError(f"No gateway answered within {self._settings.gateway.answer_s:g} s ({told})")
 
     def _gave_up(self, peer: Peer, why: str, after_s: float | None = None, *, silent: bool = False) -> None:
         self._metrics.add("gateways/failures")
         peer.failed(why, after_s, silent=silent)
+
+    def _peer(self, url: str, place: str = "") -> Peer:
+        replays = self._settings.tape.mode == "replay"
+        return Peer(vet_gateway(url), self._world, self._session, self._settings.gateway, replays=replays, place=place)
 
     async def _greet(self) -> None:
         """Ask every gateway whether it is there.
@@ -261,3 +291,11 @@ class RemoteWeb:
         if isinstance(found, WebError):
             self._metrics.add(f"web/errors/{found.kind}")
         return found
+
+
+def host_of(url: str) -> str:
+    """Return the name of a URL's host; all of the text, where there is none."""
+    try:
+        return (URL(url).host or url).lower()
+    except ValueError:
+        return url

@@ -57,12 +57,21 @@ class Peer:
         session: connections to it, with the token.
         settings: how it is asked.
         replays: whether only a gateway will do that asks nothing of the network.
+        place: by which it is chosen; another that takes its place is asked for the same. "" is its url.
     """
 
     def __init__(
-        self, url: str, world: str, session: aiohttp.ClientSession, settings: GatewaySettings, *, replays: bool = False
+        self,
+        url: str,
+        world: str,
+        session: aiohttp.ClientSession,
+        settings: GatewaySettings,
+        *,
+        replays: bool = False,
+        place: str = "",
     ) -> None:
         self.url, self.why, self.tape = url, "", ""
+        self.place = place or url
         self.terms: dict[str, Any] = {}  # as it says, once it was greeted
         self._replays = replays
         self._world, self._session, self._settings = world, session, settings
@@ -122,14 +131,18 @@ class Peer:
             self._misses = self._misses + 1 if isinstance(error, PeerError) and error.silent else 0
             self.failed(str(error), silent=True)
             if self._misses >= _MISSES:
-                for limit in self._limits:
-                    if not limit.expired():
-                        limit.reschedule(asyncio.get_running_loop().time())
+                self.give_up()
             return
         self._misses = 0
         if self.rests_s and self._silent:
             _LOG.info("gateway %s is back", self.url)
             self._until = 0.0
+
+    def give_up(self) -> None:
+        """Wait no longer for what it was asked: that is asked elsewhere."""
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
 
     def failed(self, why: str, after_s: float | None = None, *, silent: bool = False) -> None:
         """Leave it alone for a while; what was asked before it was left alone says nothing new.

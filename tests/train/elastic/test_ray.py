@@ -18,7 +18,8 @@ from dr_jax.train.elastic.worker import Spec
 from tests.engine.oracle import SIZES, assert_same, sample, weights
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`: pip install 'dr-jax[ray]'")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+# A busy machine takes minutes to start three workers, each of which may take 240 s.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default"), pytest.mark.timeout(900)]
 
 SETTINGS = EngineSettings(
     slots=4, pages=97, page_size=4, max_context=96, tokens_per_call=2, prefill_rows=(4,), prefill_width=8, block=8
