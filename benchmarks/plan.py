@@ -4,8 +4,8 @@ Work:  `configs/deepresearcher_7b.toml`: Qwen2.5-7B, rows of 32,768 tokens, floa
        policy, an engine for each host; slots and pages as many as its chips hold. The programs of `dr-jax plan`, one slice
        after another
 Needs: libtpu, `pip install 'dr-jax[tpu-aot]'`; no TPU. Ten minutes a slice on two cores
-Out:   a table, and `results/plan.json`, in which a slice that is compiled again takes its old place. Nothing is run on a
-       device: memory, arithmetic, kernels and collectives are known; times are what published rates allow
+Out:   a table, and `results/plan.json`, in which a slice that is compiled again takes its old place, with its commit. Nothing
+       is run on a device: memory, arithmetic, kernels and collectives are known; times are what published rates allow
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # with libtpu installed, JAX would look for
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.result import RESULTS, write_json
+from benchmarks.result import RESULTS, commit, write_json
 from dr_jax.base.config import read
 from dr_jax.base.errors import ConfigError
 from dr_jax.train.forecast import GIB, forecast
@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             planned = forecast(settings, name.split()[1], lambda line: console.print(f"compiling {line}", highlight=False))
         except ConfigError as error:
             sys.exit(f"benchmarks.plan: {error}")
-        found[name] = {"settings": list(CASES[name])} | as_tree(planned)
+        found[name] = {"settings": list(CASES[name]), "commit": commit()} | as_tree(planned)
         write(found, told.results)
-    show(found)
+    show({name: found[name] for name in CASES if name in found})
     print(f"written to {written}")
 
 

@@ -61,7 +61,7 @@ def write_json(name: str, content: Mapping[str, Any], packages: Sequence[str], f
     content = dict(content) | {
         "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version()} | {one: version(one) for one in packages},
-        "commit": _commit(),
+        "commit": commit(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
@@ -79,6 +79,7 @@ def _processor() -> str:
     )
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit of this code."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return done.stdout.strip()

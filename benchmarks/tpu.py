@@ -54,16 +54,16 @@ class Case:
 
 
 CASES = (
-    Case("qwen2.5-0.5b", "v5e:2x2", 1, slots=64, quick=True),
     Case("qwen2.5-1.5b", "v5e:2x2", 1, slots=64, quick=True),
     Case("qwen2.5-7b", "v5p:2x2x1", 1, slots=256, quick=True),
+    Case("qwen2.5-1.5b", "v5e:2x4", 8, quick=True),
+    Case("qwen2.5-7b", "v6e:2x4", 8, quick=True),
+    Case("qwen2.5-0.5b", "v5e:2x2", 1, slots=64, quick=True),
+    Case("qwen2.5-0.5b", "v5e:2x2", 4, quick=True),
     Case("qwen2.5-1.5b", "v6e:2x2", 1, slots=256),
     Case("qwen2.5-1.5b", "v5e:2x2", 2, 2, slots=256),
     Case("qwen2.5-7b", "v5e:2x2", 4, 4, slots=64),
     Case("qwen2.5-7b", "v6e:2x2", 4, 4, slots=256),
-    Case("qwen2.5-7b", "v6e:2x4", 8, quick=True),
-    Case("qwen2.5-1.5b", "v5e:2x4", 8, quick=True),
-    Case("qwen2.5-0.5b", "v5e:2x2", 4, quick=True),
     Case("qwen2.5-7b", "v5p:2x2x1", 4),
     Case("qwen2.5-7b", "v5e:4x4", 16),
     Case("qwen2.5-1.5b", "v5p:2x2x1", 4),

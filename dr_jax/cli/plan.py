@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -48,17 +50,30 @@ def command(
 
 
 def _show(found: Forecast, console: Console, assumed: list[str]) -> None:
-    from dr_jax.train.ahead import Failed
-    from dr_jax.train.forecast import GIB
-    from dr_jax.train.roofline import least_time, speeds
-
     rows = f"{found.settings.batch.rows} x {max(found.settings.batch.lengths):,}"
     meshes = ", ".join(f"{axis} {size}" for axis, size in found.learning.items() if size > 1)
+    hosts = f"{found.processes} process{'es' if found.processes > 1 else ''}"
     console.print(
-        f"[bold]{found.name}[/bold]: {found.chips} chips, {found.processes} process(es); {found.model}; update on {meshes}, "
+        f"[bold]{found.name}[/bold]: {found.chips} chips, {hosts}; {found.model}; update on {meshes or 'one chip'}, "
         f"rows of {rows}; an engine for each process on {' x '.join(map(str, found.sampling.values()))} chips",
         highlight=False,
     )
+    for table in (_memory(found), _programs(found), _sent(found)):
+        console.print(table)
+    for one in found.compiled:
+        calls = Counter[str]()
+        for kernel in one.counts.kernels:
+            calls[kernel.name] += kernel.calls
+        told = ", ".join(f"{name} x {count:,}" for name, count in sorted(calls.items()))
+        console.print(f"kernels of {one.name}: {told or 'none, plain JAX'}", highlight=False)
+    _rates(found, console)
+    console.print("assumed:", *(f"\n- {line}" for line in assumed), highlight=False)
+    console.print("[bold green]fits[/bold green]" if found.fits else "[bold red]does not fit[/bold red]")
+
+
+def _memory(found: Forecast) -> Table:
+    from dr_jax.train.forecast import GIB
+
     memory = Table(title="memory of one chip, GiB", title_justify="left")
     for column in ("part", "GiB"):
         memory.add_column(column, justify="left" if column == "part" else "right")
@@ -67,33 +82,40 @@ def _show(found: Forecast, console: Console, assumed: list[str]) -> None:
     for one in found.compiled:
         memory.add_row(f"while it runs: {one.name}", f"{one.temporaries / GIB:.2f} of its own, {one.peak / GIB:.2f} in all")
     memory.add_row("[bold]most[/bold]", f"[bold]{found.peak / GIB:.2f}[/bold] of {found.room / GIB:.2f} usable")
-    console.print(memory)
+    return memory
+
+
+def _programs(found: Forecast) -> Table:
+    from dr_jax.train.ahead import Failed
+    from dr_jax.train.roofline import least_time
+
     programs = Table(title="programs, one chip", title_justify="left")
-    for column in (
-        "program",
-        "Tflop",
-        "useful",
-        "GB",
-        "GB sent",
-        "kernels",
-        "collectives: calls, GB",
-        "least s",
-        "compiled in",
-    ):
-        programs.add_column(column, justify="left" if column in ("program", "kernels") or "coll" in column else "right")
+    for column in ("program", "Tflop", "useful", "GB", "least s", "compiled in"):
+        programs.add_column(column, justify="left" if column == "program" else "right")
     for each in found.programs:
         if isinstance(each, Failed):
-            programs.add_row(each.name, f"[red]{each.reason[:80]}", *[""] * 6, f"{each.seconds:.0f} s")
+            programs.add_row(f"{each.name}: [red]{escape(each.reason[:80])}", *[""] * 4, f"{each.seconds:.0f} s")
             continue
-        time, counts = least_time(found, each), each.counts
-        kernels = "\n".join(sorted({one.name for one in counts.kernels})) or "none"
-        told = "\n".join(f"{kind}: {one.calls:,}, {one.bytes / _G:.2f}" for kind, one in counts.collectives.items())
-        flops = time.compute * found.chip.flops
-        programs.add_row(
-            each.name, f"{flops / _T:,.1f}", f"{each.flops / _T:,.1f}", f"{counts.bytes / _G:,.1f}", f"{counts.sent / _G:,.2f}",
-            kernels, told, f"{time.together:.3f} to {time.apart:.3f}", f"{each.seconds:.0f} s",
-        )  # fmt: skip
-    console.print(programs)
+        time = least_time(found, each)
+        flops = (time.compute * found.chip.flops, each.flops)
+        numbers = [*(f"{one / _T:,.1f}" for one in flops), f"{each.counts.bytes / _G:,.1f}"]
+        programs.add_row(each.name, *numbers, f"{time.together:.3f} to {time.apart:.3f}", f"{each.seconds:.0f} s")
+    return programs
+
+
+def _sent(found: Forecast) -> Table:
+    sent = Table(title="sent to other chips, one chip", title_justify="left")
+    for column in ("program", "collective", "calls", "GB"):
+        sent.add_column(column, justify="right" if column in ("calls", "GB") else "left")
+    for one in found.compiled:
+        for kind, each in one.counts.collectives.items():
+            sent.add_row(one.name, kind, f"{each.calls:,}", f"{each.bytes / _G:.2f}")
+    return sent
+
+
+def _rates(found: Forecast, console: Console) -> None:
+    from dr_jax.train.roofline import speeds
+
     if (gradient := found.named("gradient")) is not None:
         counts = gradient.counts
         console.print(
@@ -110,5 +132,3 @@ def _show(found: Forecast, console: Console, assumed: list[str]) -> None:
             f"{use['apart']:.0%} to {use['together']:.0%}{more}",
             highlight=False,
         )
-    console.print("assumed:", *(f"\n- {line}" for line in assumed), highlight=False)
-    console.print("[bold green]fits[/bold green]" if found.fits else "[bold red]does not fit[/bold red]")

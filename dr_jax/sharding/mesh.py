@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from dr_jax.base.errors import ConfigError
@@ -74,7 +75,11 @@ def make_mesh(settings: MeshSettings | None = None, devices: Sequence[jax.Device
     kinds = (AxisType.Auto,) * len(AXES)
     if (arranged := _by_process(shape, devices)) is not None:
         return Mesh(arranged, AXES, axis_types=kinds)
-    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError:  # no axes of the wires multiply to one of the mesh, such as 8 of 4 x 4 x 4 chips
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(arranged, AXES, axis_types=kinds)
 
 
 def _by_process(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray | None:

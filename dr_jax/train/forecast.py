@@ -224,21 +224,39 @@ def advice(found: Forecast) -> list[str]:
     """Say what to change where a run does not fit, the least first."""
     if found.fits:
         return []
-    settings, engine = found.settings, found.settings.engine
-    said = [f"{one.name} does not compile: {one.reason}" for one in found.programs if isinstance(one, Failed)]
-    page = found.parts["cache"] / engine.page_count
+    failed = [one for one in found.programs if isinstance(one, Failed)]
+    said = [f"{one.name} does not compile: {one.reason}" for one in failed]
+    # An engine's program that does not compile has too many pages where the update, which compiles, has no room beside them.
+    update = [one for one in failed if not one.name.startswith(("prefill", "decode"))]
+    if not update and (fewer := _fewer_pages(found)):
+        return [*said, fewer]
     over = max(0.0, found.peak - found.room)
-    fewer = int((found.parts["cache"] - over) / page)
-    if not said and fewer > engine.pages_per_request:
-        tokens = (fewer - 1) * engine.page_size
-        return [
-            f"{over / GIB:.2f} GiB too much; engine.pages={fewer} fits: {tokens:,} tokens in pages, "
-            f"{tokens // engine.slots:,} for each of {engine.slots} slots"
-        ]
-    over_all = f"{over / GIB:.2f} GiB too much even without pages of keys and values" if not said else ""
+    over_all = f"{over / GIB:.2f} GiB too much even without pages of keys and values" if not failed else ""
+    return [*said, *filter(None, [over_all]), "change: " + "; or ".join(_changes(found))]
+
+
+def _fewer_pages(found: Forecast) -> str:
+    """Say how many pages would fit; nothing, where fewer are no help or none that an engine can work with."""
+    engine, cache = found.settings.engine, found.parts["cache"]
+    over = max(0.0, found.peak - found.room)
+    fewer = int((cache - over) / (cache / engine.page_count))
+    if not engine.pages_per_request < fewer < engine.page_count:
+        return ""
+    tokens = (fewer - 1) * engine.page_size
+    slots = max(1, tokens // engine.context_of_all)
+    return (
+        f"{over / GIB:.2f} GiB too much; engine.pages={fewer} fits: {tokens:,} tokens in pages, {tokens // engine.slots:,} for "
+        f"each of {engine.slots} slots; with engine.slots={slots} too, each has {engine.context_of_all:,} as now"
+    )
+
+
+def _changes(found: Forecast) -> list[str]:
+    """List what makes the update smaller."""
+    settings, sizes = found.settings, found.sizes
     rows = math.prod(found.learning[axis] for axis in ("data", "fsdp"))
-    heads = [ways for ways in range(2, found.chips + 1) if not found.sizes.heads % ways and not found.sizes.ff % ways]
-    larger = [ways for ways in heads if ways > found.learning["tensor"] and not found.chips % ways]
+    own = found.chips // found.processes  # heads are split inside of a host, where there are several
+    heads = [ways for ways in range(2, own + 1) if not sizes.heads % ways and not sizes.ff % ways and not own % ways]
+    larger = [ways for ways in heads if ways > found.learning["tensor"]]
     changes = [
         "" if settings.remat else "remat=true",
         f"batch.rows={rows}" if settings.batch.rows > rows else "",
@@ -247,4 +265,4 @@ def advice(found: Forecast) -> list[str]:
         f"shorter rows than batch.lengths = {max(settings.batch.lengths)}",
         f"more chips than {found.chips}",
     ]
-    return [*said, *filter(None, [over_all]), "change: " + "; or ".join(filter(None, changes))]
+    return list(filter(None, changes))

@@ -93,13 +93,14 @@ def on_each_its_own(learning: Mesh) -> Placement:
     if len(by_process) == 1:
         return Placement(learning, learning)
     rows = [{place[:2] for place, one in np.ndenumerate(learning.devices) if one in own} for own in by_process]
-    if len({len(own) for own in by_process}) > 1 or sum(map(len, rows)) > len(set().union(*rows)):
-        told = ", ".join(str(len(own)) for own in by_process)
+    counts = sorted({len(own) for own in by_process})
+    if len(counts) > 1 or sum(map(len, rows)) > len(set().union(*rows)):
+        told = " x ".join(f"{axis} {size}" for axis, size in learning.shape.items())
         raise ConfigError(
-            f"The mesh {dict(learning.shape)} does not fit {len(by_process)} processes with {told} devices: "
+            f"The mesh {told} does not fit {len(by_process)} processes with {' or '.join(map(str, counts))} devices each: "
             "each brings rows of its own to a batch",
             needed="as many devices on each, and a mesh whose other axes lie inside of one process",
-            fix=f"have mesh.tensor x mesh.sequence divide {min(map(len, by_process))}",
+            fix=f"have mesh.tensor x mesh.sequence divide {counts[0]}",
         )
     spread = np.array([one for own in by_process for one in own])
     return Placement(learning, _arranged(spread[: len(by_process[0])], 1), _arranged(spread, 1))

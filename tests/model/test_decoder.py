@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dr_jax.model.attention import segment_attention
-from dr_jax.model.decoder import Weights, abstract, describe, head, hidden_states
+from dr_jax.model.decoder import LONG, Weights, abstract, describe, head, hidden_states
 from dr_jax.model.sizes import NAMED, Sizes, parameter_count
 from dr_jax.sharding.mesh import MeshSettings, make_mesh
 from dr_jax.sharding.place import place_rows, place_weights
@@ -142,3 +142,26 @@ def test_eight_devices_compute_what_one_computes(small: tuple[Sizes, Weights]) -
         placed = place_weights(weights, describe(sizes), mesh)
         many = jax.jit(grad)(placed, *place_rows((IDS, POSITIONS, SEGMENTS), mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, many)
+
+
+@pytest.mark.parametrize("length", [LONG - 2, LONG])
+def test_long_rows_lie_in_parts_between_layers_and_compute_the_same(small: tuple[Sizes, Weights], length: int) -> None:
+    sizes, weights = small
+    ids = np.random.default_rng(1).integers(0, 64, (2, length)).astype(np.int32)
+    weighed = np.random.default_rng(2).normal(size=(2, length, 16)).astype(np.float32) / length
+
+    def loss(weights: Weights, ids: jax.Array) -> jax.Array:
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+        return jnp.sum(hidden_states(weights, sizes, ids, positions, lambda cache, layer, q, k, v: (q, cache))[0] * weighed)
+
+    gradient = jax.value_and_grad(loss)
+    mesh = make_mesh(MeshSettings(fsdp=2, tensor=2), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        traced = jax.jit(gradient).trace(place_weights(weights, describe(sizes), mesh), place_rows(ids, mesh))
+        value, found = traced.lower().compile()(place_weights(weights, describe(sizes), mesh), place_rows(ids, mesh))
+    cut = "P(('sequence', 'data', 'fsdp'), 'tensor', None)" in str(traced.jaxpr)
+    assert cut == (length >= LONG)
+    expected, alone = jax.jit(gradient)(weights, ids)
+    assert float(value) == pytest.approx(float(expected), abs=1e-4)
+    for name, other in alone.items():
+        np.testing.assert_allclose(found[name], other, atol=1e-4, err_msg=name)

@@ -18,6 +18,7 @@ from dr_jax.train.ahead import Failed, Found
 from dr_jax.train.chips import CHIPS, topology
 from dr_jax.train.forecast import GIB, Forecast, advice, sizes_of
 from dr_jax.train.hlo import Collective, Counts, Kernel
+from dr_jax.train.placement import on_each_its_own
 from dr_jax.train.roofline import as_tree, kernel_flops, least_time, speeds
 from dr_jax.train.settings import Settings
 
@@ -77,8 +78,20 @@ def test_what_fits_needs_no_change_and_what_does_not_is_told_how_many_pages_woul
     # 15.52 of 16 GiB are usable: 1.48 too many, which are 75 of 101 pages of 2 GiB.
     large = made(found("gradient", 9.0))
     assert not large.fits
-    assert advice(large) == ["1.48 GiB too much; engine.pages=26 fits: 400 tokens in pages, 100 for each of 4 slots"]
+    told = (
+        "1.48 GiB too much; engine.pages=26 fits: 400 tokens in pages, 100 for each of 4 slots; "
+        "with engine.slots=2 too, each has 160 as now"
+    )
+    assert advice(large) == [told]
     assert as_tree(large)["change"] == advice(large)
+    # What decodes may not even compile with so many pages; that the update has no room beside them says how many would.
+    failed = made(found("gradient", 9.0), Failed("decode 4 x 2", "28.00G of 15.75G", 3.0))
+    assert advice(failed) == ["decode 4 x 2 does not compile: 28.00G of 15.75G", told]
+    # Fewer pages are no help to a decode that fails although the update has room, nor to an update that fails.
+    roomy = made(found("gradient", 1.0), Failed("decode 4 x 2", "something else", 3.0))
+    assert [line.partition(":")[0] for line in advice(roomy)] == ["decode 4 x 2 does not compile", "change"]
+    both = made(found("reference", 9.0), Failed("gradient", "too large", 3.0), Failed("decode", "too large", 3.0))
+    assert "pages" not in advice(both)[-1]
 
 
 def test_what_fits_with_no_pages_at_all_is_told_what_else_there_is() -> None:
@@ -90,6 +103,12 @@ def test_what_fits_with_no_pages_at_all_is_told_what_else_there_is() -> None:
     failed = advice(made(Failed("gradient", "18.00G of 15.75G", 3.0)))
     assert failed[0] == "gradient does not compile: 18.00G of 15.75G"
     assert failed[1].startswith("change: ")
+
+
+def test_heads_are_advised_to_be_split_inside_of_a_host_only() -> None:
+    # 28 heads: 4 ways are more than 2, 7 and 14 divide no host. Two hosts of four chips have room for four, four of two do not.
+    assert "mesh.tensor=4" in advice(made(found("gradient", 12.0)))[1]
+    assert "mesh.tensor" not in advice(made(found("gradient", 12.0), processes=4))[1]
 
 
 def test_sizes_of_a_published_model_are_known_without_its_weights(tmp_path: Path) -> None:
@@ -114,16 +133,19 @@ def test_what_is_not_compiled_ahead_is_refused() -> None:
         forecasts._refuse_rows(read(Settings, CONFIG, ["batch.rows=3"]), make_mesh(MeshSettings(1, 4, 1), jax.devices()[:4]))
 
 
-def test_the_command_prints_every_part(capsys: pytest.CaptureFixture[str]) -> None:
-    counts = Counts(collectives={"all-gather": Collective(1, 1e9)}, kernels=[Kernel("splash_mha_fwd", ((7, 8, 128),), 1)])
-    plan._show(made(found("gradient", 7.5, counts), Failed("step", "too large", 1.0)), Console(width=200), ["nothing"])
+def test_the_command_prints_every_part_on_a_screen_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    kernels = [Kernel("splash_mha_fwd_segmented_residuals", ((7, 8, 128),), 28)] * 2
+    counts = Counts(collectives={"collective-permute": Collective(1200, 1e9)}, kernels=kernels)
+    told = made(found("gradient", 7.5, counts), Failed("step", "too [large]", 1.0))
+    plan._show(told, Console(width=80), ["nothing"])
     printed = capsys.readouterr().out
     for part in (
+        "8 chips, 2 processes",
         "optimizer",
         "7.50 of its own, 15.50 in all",
-        "splash_mha_fwd",
-        "all-gather: 1, 1.00",
-        "too large",
+        "splash_mha_fwd_segmented_residuals x 56",
+        "collective-permute │ 1,200 │ 1.00",
+        "step: too [large]",
         "does not fit",
     ):
         assert part in printed
@@ -152,3 +174,12 @@ def test_tensor_lies_inside_of_a_host(name: str) -> None:
     mesh = make_mesh(MeshSettings(tensor=4), topology(name))
     for own in mesh.devices.reshape(-1, 4):
         assert len({device.process_index for device in own}) == 1
+
+
+@pytest.mark.slow
+def test_heads_over_more_chips_than_a_host_has_are_refused() -> None:
+    pytest.importorskip("libtpu", reason="needs the extra tpu-aot")
+    mesh = make_mesh(MeshSettings(tensor=8), topology("v5p:4x4x4"))  # no axes of 4 x 4 x 4 multiply to 8
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 8, "sequence": 1}
+    with pytest.raises(ConfigError, match=r"tensor 8 x sequence 1 does not fit 16 processes with 4 devices each.*divide 4"):
+        on_each_its_own(mesh)
