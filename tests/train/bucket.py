@@ -57,11 +57,12 @@ class Bucket(HTTPServer):
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
 
-    def saving(self) -> set[str]:
-        """Which checkpoints have been begun and are not whole."""
-        names = [re.search(r"/checkpoints/(\d+)/(.*)", name) for name in tuple(self.storage.objects.get("runs", {}))]
-        begun = {found[1] for found in names if found}
-        return begun - {found[1] for found in names if found and found[2] == "commit_success.txt"}
+    def saving(self, since_ns: int) -> set[str]:
+        """Which checkpoints have been written to since a moment (Unix time in ns) and are not whole."""
+        objects = self.storage.objects.get("runs", {}).copy()
+        names = [(re.search(r"/checkpoints/(\d+)/(.*)", name), int(one["generation"])) for name, one in objects.items()]
+        begun = {found[1] for found, written_ns in names if found and written_ns > since_ns}
+        return begun - {found[1] for found, _ in names if found and found[2] == "commit_success.txt"}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that were killed."""
