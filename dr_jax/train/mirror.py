@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -105,8 +106,11 @@ class Shelf:
         return content
 
     def remove(self, name: str) -> None:
-        """Remove an object."""
-        self._bucket.blob(f"{self._prefix}/{name}").delete(**self._how)
+        """Remove an object, if it is there: the answer to a removal may have been lost before it was asked for again."""
+        from google.api_core.exceptions import NotFound
+
+        with suppress(NotFound):
+            self._bucket.blob(f"{self._prefix}/{name}").delete(**self._how)
 
     def names(self, below: str = "") -> dict[str, str]:
         """Return every object below a name, in order, with its CRC32C in base64."""
@@ -246,6 +250,7 @@ class Mirror:
         # The client raises its own types, those of requests and of the file system; a copy is not worth a run.
         except Exception as error:  # noqa: BLE001
             self._metrics.add("mirror/failed")
+            self._kept.pop(name, None)  # what is there by now is looked at again: some of it may have been joined, or removed
             if not self._told:
                 _log.warning("%s cannot be copied to %s, which is tried again: %s", name, self._shelf.address, _said(error))
             self._told = True

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,8 @@ class Training:
         overrides: besides `SMALL`.
         environment: besides this process's.
         resume: also where nothing of the run stands.
-        saving: which checkpoints are begun and not whole, where they are not in the run's directory.
+        saving: which checkpoints were begun since a moment (Unix time in ns) and are not whole, where they are not in the
+            run's directory; what a process that was killed before has left there is none of this one's.
     """
 
     def __init__(
@@ -69,9 +71,9 @@ class Training:
         environment: Mapping[str, str] | None = None,
         *,
         resume: bool = False,
-        saving: Callable[[], set[str]] | None = None,
+        saving: Callable[[int], set[str]] | None = None,
     ) -> None:
-        self.saving = saving or self._saving
+        self._found, self._begun_ns = saving or self._saving, time.time_ns()
         self.directory, self._mark, self._log = out / name, out / f"{name}.mark", out / f"{name}.log"
         out.mkdir(parents=True, exist_ok=True)
         self._mark.unlink(missing_ok=True)
@@ -125,9 +127,17 @@ class Training:
             time.sleep(0.001)
         return self.process.poll() is None
 
-    def _saving(self) -> set[str]:
-        places = self.directory / "checkpoints"
-        return {path.name for path in places.glob("*tmp*")} if places.exists() else set()
+    def saving(self) -> set[str]:
+        """Which checkpoints this process has begun that are not whole."""
+        return self._found(self._begun_ns)
+
+    def _saving(self, since_ns: int) -> set[str]:
+        found = set[str]()
+        for path in (self.directory / "checkpoints").glob("*tmp*"):
+            with suppress(FileNotFoundError):  # it is whole by now, and has another name
+                if path.stat().st_mtime_ns > since_ns:
+                    found.add(path.name)
+        return found
 
     def kill(self) -> None:
         """End it as the system would: without a word."""

@@ -1,14 +1,18 @@
 """One run of littleweb, killed twenty times without warning, and what became of every question of its epoch."""
 
+import math
 import os
 import random
 import shutil
 import signal
+import statistics
 import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from dr_jax.rollout.record import read_episodes
 from dr_jax.train.report import read_metrics
@@ -16,9 +20,12 @@ from dr_jax.train.report import read_metrics
 pytest.importorskip("gcp_storage_emulator")
 
 from tests.train.bucket import Bucket, served
-from tests.train.drill import MOMENTS, Training, killed, stream, trained
+from tests.train.drill import MOMENTS, ROOT, Training, killed, stream, trained
 
 KILLS = int(os.environ.get("DRILL_KILLS", "20"))
+SEEDS = (1, 2, 3)
+T99 = {2: 9.925, 3: 5.841, 4: 4.604}  # two-sided, by degrees of freedom
+POLICY = ROOT / "data" / "littleweb_policy"
 CURVE = ("rollout/reward", "update/loss", "update/gradient_norm")
 
 
@@ -54,6 +61,58 @@ def drilled(out: Path, overrides: list[str], bucket: Bucket | None = None) -> Co
     return found
 
 
+def ends(directory: Path) -> dict[str, float]:
+    """How a curve ends: the mean reward of its second half, and how far all updates have moved the weights."""
+    rewards = [row["rollout/reward"] for row in read_metrics(directory)]
+    first, last = (load_file(place / "model.safetensors") for place in (POLICY, directory / "model"))
+    moved = math.sqrt(sum(float(np.square(last[name] - first[name], dtype=np.float64).sum()) for name in first))
+    return {"reward": statistics.mean(rewards[len(rewards) // 2 :]), "moved": moved}
+
+
+def refuse_outside(out: Path, others: list[Training]) -> None:
+    """Check that the killed run ended as runs of other seeds do that nobody killed: where one more of them is to be expected.
+
+    The interval is that of prediction, at 99 %: t of n - 1 degrees of freedom, the mean of n and one more draw.
+    """
+    for other in others:
+        assert other.end() == 0, other.log()
+    found, all_ends = ends(out / "killed"), [ends(other.directory) for other in others]
+    for name, value in found.items():
+        values = [one[name] for one in all_ends]
+        room = T99[len(values) - 1] * statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
+        print(f"{name}: {value:.4f}; not killed: {', '.join(f'{one:.4f}' for one in values)}; room {room:.4f}")
+        assert abs(value - statistics.mean(values)) <= room
+
+
+def refuse_double(directory: Path) -> Counter[str]:
+    """Check the books of a run whose epochs overlap: what its episodes tell was trained in which update is what its stream
+    says of every question, epoch by epoch, and nothing was trained by weights more than one version newer than drew it.
+
+    Returns:
+        How many questions of the first epoch were trained and how many filtered; together all of them.
+    """
+    state, went = stream(directory), trained(directory)
+    named = {question for epoch in state["epochs"].values() for question in (*epoch["trained"], *epoch["in_flight"])} | set(
+        went
+    )
+    named |= {question for names in state["filtered"].values() for question in names}
+    assert len(named) == 40
+    assert "0" not in state["epochs"], "the first epoch is not over"
+    owed, filtered = Counter[str](), {int(epoch): set(names) for epoch, names in state["filtered"].items()}
+    for epoch in range(state["latest"] + 1):
+        still = state["epochs"].get(str(epoch))
+        owed.update(still["trained"] if still else named - filtered.get(epoch, set()))
+    assert {question: len(updates) for question, updates in went.items()} == +owed
+    version, versions = 0, {}
+    for row in read_metrics(directory):
+        versions[row["step"]] = version
+        version += "update/loss" in row
+    for row in read_episodes(directory / "episodes.jsonl"):
+        drew = [one for each in row["trajectories"] for part in each["segments"] for one in part.get("versions", ())]
+        assert not row["rewards"] or min(drew) >= versions[row["step"]] - 1, row["id"]
+    return Counter(trained=len(named - filtered.get(0, set())), filtered=len(filtered.get(0, ())))
+
+
 def audit(out: Path, found: Counter[str]) -> None:
     """Check what became of every question and of the curve, beside a run that nobody killed."""
     went = trained(out / "killed")
@@ -73,11 +132,30 @@ def test_7_a_run_that_is_killed_at_random_trains_every_question_once_on_the_same
     """Updates that drain make a run a function of its settings: its curve has to be the uninterrupted run's, every number."""
     steps = ["steps=20"]  # of two groups each: the 40 questions of one epoch
     found = drilled(tmp_path, steps)
+    others = [Training(tmp_path, f"whole-{seed}", [*steps, f"seed={seed}"]) for seed in SEEDS]
     whole = Training(tmp_path, "whole", steps)
     assert whole.end() == 0, whole.log()
     assert found["update"], found
     assert found["checkpoint"], found
     audit(tmp_path, found)
+    refuse_outside(tmp_path, others)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_7_the_same_with_groups_in_flight_across_updates(tmp_path: Path) -> None:
+    """Which groups an update gets then depends on the clock: the books have to be in order, and the end is one among others."""
+    steps = ["steps=24", "rollout.staleness=1", "loss.importance=truncated"]  # 48 groups: the first epoch's, and some more
+    others = [Training(tmp_path, f"whole-{seed}", [*steps, f"seed={seed}"]) for seed in SEEDS]
+    found = drilled(tmp_path, steps)
+    assert found["update"], found
+    assert found["checkpoint"], found
+    books = refuse_double(tmp_path / "killed")
+    print(f"killed {sum(found.values())} times: {dict(found)}; of the first epoch's questions {dict(books)}")
+    for other in others:
+        assert other.end() == 0, other.log()
+        refuse_double(other.directory)
+    refuse_outside(tmp_path, others)
 
 
 @pytest.mark.slow
