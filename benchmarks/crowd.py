@@ -42,9 +42,10 @@ from dr_jax.littleweb.site import serve
 from dr_jax.littleweb.world import WorldSettings, build
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.episode import Actors
-from dr_jax.rollout.flight import Flight, Flights
+from dr_jax.rollout.flight import Flights
 from dr_jax.rollout.group import run_group
 from dr_jax.rollout.harvest import Harvest
+from dr_jax.rollout.underway import Flight, UnderWay
 from dr_jax.tokens.policy import Policy, RequestKey, Sampled, Sampling
 from dr_jax.tokens.trajectory import Episode, Group
 from dr_jax.train.actor import load_actor
@@ -166,11 +167,13 @@ async def crowd(who: Who, in_flight: int, *, seconds: float, generation_s: float
 
         async def fly(flight: Flight) -> Group:
             await counted.room()
-            return await run_group(flight.draw.question, actors, settings.episode, counted.rewarding, size=SIZE)
+            question, episode = flight.draw.question, settings.episode
+            return await run_group(question, actors, episode, counted.rewarding, size=SIZE, flight=flight)
 
         stream = Stream([one.question for one in puzzles], 0)
         groups, harvest = 2 * in_flight // SIZE, Harvest(8, metrics)  # some wait for their last sibling, some for room
-        flights = Flights(stream, harvest, fly, at_once=groups, staleness=8, most=groups + 64, metrics=metrics)
+        under_way, most = UnderWay(stream, metrics), groups + 64
+        flights = Flights(stream, under_way, harvest, fly, at_once=groups, staleness=8, most=most, metrics=metrics)
         return await _watched(flights, counted, seconds)
 
 

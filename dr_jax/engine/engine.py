@@ -29,7 +29,7 @@ from dr_jax.engine.scheduler import Scheduler
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.model.decoder import Weights
 from dr_jax.model.sizes import Sizes
-from dr_jax.tokens.policy import Begun, RequestKey, Sampled, Sampling
+from dr_jax.tokens.policy import Begun, RequestKey, Sampled, Sampling, Told
 
 _log = logger(__name__)
 
@@ -192,28 +192,23 @@ class Engine:
         finally:
             goes_on.set()
 
-    async def sample(
-        self,
-        prompt_ids: Sequence[int],
-        sampling: Sampling,
-        key: RequestKey,
-        begun: Begun | None = None,
-        told: Callable[[Begun], None] | None = None,
-    ) -> Sampled:
-        """Draw a continuation; see `tokens.policy.Policy`. Cancelling the awaiting task frees slot and pages.
+    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey) -> Sampled:
+        """Draw a continuation; see `continued`, which goes on from nothing here."""
+        return await self.continued(prompt_ids, sampling, key, Begun())
 
-        Args:
-            prompt_ids, sampling, key: as everywhere.
-            begun: what another engine has drawn of this request: its ids are computed, not drawn again, and what follows is
-                what that engine would have drawn. It is part of what is returned.
-            told: called by the engine's thread with what each device call draws.
+    async def continued(
+        self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey, begun: Begun, told: Told | None = None
+    ) -> Sampled:
+        """Draw what is left of a continuation; see `tokens.policy`. Cancelling the awaiting task frees slot and pages.
+
+        What each device call draws is told by the engine's thread.
 
         Raises:
             ContextFullError: prompt and budget exceed the context or the pool.
             CapacityError: there are too many stop ids, or ids that the model does not have.
             EngineStoppedError: the engine was closed or has failed; nothing was drawn.
         """
-        prompt, begun = tuple(int(one) for one in prompt_ids), begun or Begun()
+        prompt = tuple(int(one) for one in prompt_ids)
         if (whole := begun.ended(sampling)) is not None:
             return whole
         self._refuse_what_cannot_fit(prompt, sampling)

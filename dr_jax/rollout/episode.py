@@ -92,6 +92,33 @@ class Attempt:
     purpose: str = "act"
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """An episode as it was when it last asked the policy: what it needs to go on from there, later or elsewhere.
+
+    Args:
+        trajectories: the closed ones, and last the open one, whose ids are what the policy was asked to continue.
+        exchanges: that the open one holds, as they are shown.
+        turns, tools, seconds: as in `Episode`.
+        urls, query, known: of its `Memory`.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    exchanges: tuple[Exchange, ...]
+    turns: tuple[Turn, ...]
+    tools: tuple[ToolEvent, ...]
+    seconds: dict[str, float]
+    urls: dict[str, str]
+    query: str
+    known: tuple[str, ...]
+
+    @property
+    def drawn(self) -> int:
+        """How many ids the policy has drawn."""
+        return sum(len(part.ids) for row in self.trajectories for part in row.by(Author.POLICY))
+
+
+Reached = Callable[[Unfinished], None]
 Event = tuple[Literal["prompt", "said", "observed", "ended"], str]
 Watch = Callable[[Event], None]
 
@@ -119,6 +146,8 @@ async def run_episode(
     *,
     watch: Watch | None = None,
     opened: Sequence[int] | None = None,
+    left: Unfinished | None = None,
+    reached: Reached | None = None,
 ) -> Episode:
     """Run one episode to its end.
 
@@ -129,9 +158,14 @@ async def run_episode(
         attempt: which one this is.
         watch: told what happens as it happens.
         opened: what `opening` returned, where siblings share it.
+        left: where an earlier session left it; it goes on from there, unless it had begun with another prompt.
+        reached: told where it is, each time before the policy is asked.
     """
     ids = opening(question, actors, settings) if opened is None else tuple(opened)
-    return await _Attempt(question, actors, settings, attempt, watch or (lambda event: None), ids).run()
+    episode = _Attempt(question, actors, settings, attempt, watch or (lambda event: None), ids, reached)
+    if left is not None:
+        episode.go_on_from(left)
+    return await episode.run()
 
 
 class _Attempt:
@@ -145,8 +179,10 @@ class _Attempt:
         attempt: Attempt,
         watch: Watch,
         opened: tuple[int, ...],
+        reached: Reached | None,
     ) -> None:
         self._question, self._actors, self._settings, self._attempt, self._watch = question, actors, settings, attempt, watch
+        self._reached = reached
         self._context: ContextManager = make_context(settings.context)
         self._budget = Budget(settings.turns, settings.tokens)
         self._memory = Memory(question.text, measure=lambda text: len(actors.chat.tokenizer.text(text)))
@@ -158,19 +194,47 @@ class _Attempt:
         self._turns: list[Turn] = []
         self._tools: list[ToolEvent] = []
         self._seconds = {"policy": 0.0, "world": 0.0}
+        self._start = time.perf_counter()
+        self._goes_on = False
         self._waits_for = ""
 
+    def go_on_from(self, left: Unfinished) -> None:
+        """Take up an episode where it was left."""
+        *closed, last = left.trajectories
+        self._closed, self._trajectory, self._ids, self._exchanges = closed, last, list(last.ids), left.exchanges
+        self._turns, self._tools = list(left.turns), list(left.tools)
+        self._budget.turns -= len(left.turns)
+        self._memory.urls, self._memory.query, self._memory.known = dict(left.urls), left.query, list(left.known)
+        self._seconds = {name: left.seconds[name] for name in self._seconds}
+        self._start -= left.seconds["all"]
+        self._goes_on = True
+
+    def _so_far(self) -> Unfinished:
+        memory = self._memory
+        return Unfinished(
+            trajectories=(*self._closed, self._trajectory),
+            exchanges=self._exchanges,
+            turns=tuple(self._turns),
+            tools=tuple(self._tools),
+            seconds=self._spent(),
+            urls=dict(memory.urls),
+            query=memory.query,
+            known=tuple(map(whole, memory.known)),
+        )
+
+    def _spent(self) -> dict[str, float]:
+        return {**self._seconds, "all": time.perf_counter() - self._start}
+
     async def run(self) -> Episode:
-        start = time.perf_counter()
         self._watch(("prompt", self._question.text))
         answer, failure = None, ""
         try:
-            async with asyncio.timeout(self._settings.all_s):
+            async with asyncio.timeout(self._settings.all_s - self._spent()["all"]):
                 outcome, answer = await self._converse()
         except WorldDownError as error:
-            outcome, failure = Outcome.WORLD_FAILED, str(error)
+            outcome, failure = Outcome.WORLD_FAILED, whole(str(error))
         except TimeoutError:
-            seconds = time.perf_counter() - start
+            seconds = self._spent()["all"]
             outcome, failure = Outcome.WORLD_FAILED, f"a deadline passed after {seconds:.1f} s, waiting for {self._waits_for}"
         self._watch(("ended", outcome.value))
         return Episode(
@@ -181,7 +245,7 @@ class _Attempt:
             turns=tuple(self._turns),
             answer=answer,
             tools=tuple(self._tools),
-            seconds={**self._seconds, "all": time.perf_counter() - start},
+            seconds=self._spent(),
             failure=failure,
         )
 
@@ -191,6 +255,9 @@ class _Attempt:
 
     async def _converse(self) -> tuple[Outcome, str | None]:
         while True:
+            if self._reached is not None and not self._goes_on:
+                self._reached(self._so_far())
+            self._goes_on = False
             sampled = await self._ask()
             if sampled is None:
                 return Outcome.OUT_OF_TOKENS, None
@@ -260,7 +327,8 @@ class _Attempt:
             finally:
                 seconds = time.perf_counter() - start
                 self._seconds["world"] += seconds
-            self._tools.append(ToolEvent(len(self._turns) - 1, call.name, call.arguments, found.text, found.error, seconds))
+            told = whole(found.error)
+            self._tools.append(ToolEvent(len(self._turns) - 1, call.name, call.arguments, found.text, told, seconds))
             shown.append(found)
         if len(calls.calls) > most:
             shown.append(mistake(f"{len(calls.calls)} calls at once; only the first {most} were carried out"))

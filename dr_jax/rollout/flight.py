@@ -1,6 +1,6 @@
 """Keep groups in flight across updates, whatever the trainer is doing meanwhile.
 
-In:    a stream of questions, how to run the group of one, the oldest weights that the next update may learn from
+In:    questions as they are drawn, how to run the group of one, the oldest weights that the next update may learn from
 Out:   the groups of one update after another, each as soon as there are enough of them
 Holds: groups are begun and gathered while nobody asks for them, too; none is begun that is likely to be too old when its turn
        comes; who is sure to be is cancelled, and its question given back once; closing this ends every task
@@ -9,55 +9,17 @@ Holds: groups are begun and gathered while nobody asks for them, too; none is be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
 
 from dr_jax.base.metrics import Metrics
-from dr_jax.data.stream import Draw, Stream
+from dr_jax.data.stream import Stream
 from dr_jax.rollout.harvest import Harvest
-from dr_jax.tokens.policy import Policy, RequestKey, Sampled, Sampling
+from dr_jax.rollout.underway import Flight, UnderWay
 from dr_jax.tokens.trajectory import Group
 
 _PAUSE_S = 0.001  # in which a signal or a cancellation is noticed, however many groups are waiting
-
-
-class Flight:
-    """A group under way, and how old what it has said is.
-
-    Args:
-        draw: its question.
-        noted: told whenever its oldest version becomes known, or older.
-    """
-
-    def __init__(self, draw: Draw, noted: Callable[[Flight], None]) -> None:
-        self.draw, self._noted = draw, noted
-        self.oldest: int | None = None
-        self.opened = 0  # episodes that have said something
-
-    def noting(self, policy: Policy) -> Policy:
-        """Return the policy as the siblings are to use it: the versions that draw for them are noted."""
-        return _Noting(policy, self)
-
-    def drew(self, key: RequestKey, sampled: Sampled) -> None:
-        """Take note of what was drawn for a sibling."""
-        self.opened += key.turn == 0
-        oldest = min(sampled.versions)
-        if self.oldest is None or oldest < self.oldest:
-            self.oldest = oldest
-            self._noted(self)
-
-
-class _Noting:
-    """A policy that tells a flight what it draws."""
-
-    def __init__(self, policy: Policy, flight: Flight) -> None:
-        self._policy, self._flight = policy, flight
-
-    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey) -> Sampled:
-        sampled = await self._policy.sample(prompt_ids, sampling, key)
-        self._flight.drew(key, sampled)
-        return sampled
 
 
 Fly = Callable[[Flight], Awaitable[Group]]
@@ -70,9 +32,10 @@ class Flights:
     `rollout/cancelled_episodes`, those that were complete and became too old while they waited `rollout/stale_groups`.
 
     Args:
-        stream: of questions.
+        stream: of questions, which those that are retired are given back to.
+        under_way: draws questions, and keeps what is known of groups that have not ended.
         harvest: gathers those that have ended.
-        fly: runs a group; its siblings ask the policy that `Flight.noting` returns.
+        fly: runs a group, as `run_group` does when it is given the flight.
         at_once: groups under way together.
         staleness: versions that a token may be behind the weights that learn from it. With 0 nothing is begun between the
             taking of an update's groups and the next asking: it would be drawn with the weights that are being replaced.
@@ -84,6 +47,7 @@ class Flights:
     def __init__(
         self,
         stream: Stream,
+        under_way: UnderWay,
         harvest: Harvest,
         fly: Fly,
         *,
@@ -92,7 +56,7 @@ class Flights:
         most: int,
         metrics: Metrics,
     ) -> None:
-        self._stream, self._harvest, self._fly, self._metrics = stream, harvest, fly, metrics
+        self._stream, self._under_way, self._harvest, self._fly, self._metrics = stream, under_way, harvest, fly, metrics
         self._at_once, self._staleness, self._most = at_once, staleness, most
         self._running: dict[Flight, asyncio.Task[Group]] = {}
         self._ending: set[asyncio.Task[Group]] = set()  # cancelled, and not over yet
@@ -141,7 +105,7 @@ class Flights:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Cancel everybody; their questions stay in flight for the stream, which draws them again when it is restored."""
+        """Cancel everybody; their questions stay in flight, and how far they are stays known to whoever saves it."""
         self._begins = False
         tasks = [*self._running.values(), *self._ending]
         self._running.clear()
@@ -158,7 +122,8 @@ class Flights:
             and len(self._running) + len(self._harvest.waiting) + self._learning < self._most
             and (self._staleness or self._harvest.missing)
         ):
-            flight = Flight(self._stream.next(), self._noted)
+            flight = self._under_way.next(self._limit)
+            flight.aged = self._noted
             task = asyncio.create_task(self._flown(flight))
             self._running[flight] = task
             task.add_done_callback(partial(self._landed, flight))
@@ -176,6 +141,7 @@ class Flights:
             if not given_up:
                 if found is not None:
                     raise found
+                self._under_way.land(flight)
                 self._gather(task.result())
             self._fill()
         # Nobody awaits this: whatever it is, it is raised where the groups are asked for.
@@ -209,7 +175,7 @@ class Flights:
         del self._running[flight]
         self._ending.add(task)
         task.cancel()
-        self._stream.give_back(flight.draw.question.id, failed=False)
+        self._under_way.give_up(flight)
         self._metrics.add("rollout/cancelled_groups")
         self._metrics.add("rollout/cancelled_episodes", flight.opened)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
+from dr_jax.data.stream import Draw
 from dr_jax.rollout.collect import finished
 from dr_jax.rollout.episode import Actors, Attempt, EpisodeSettings, opening, run_episode
+from dr_jax.rollout.underway import Flight
 from dr_jax.tokens.trajectory import Episode, Group, Outcome
 
 Rewarding = Callable[[Episode, Question], Episode | Awaitable[Episode]]
@@ -27,6 +30,7 @@ async def run_group(
     run: int = 0,
     purpose: str = "act",
     metrics: Metrics | None = None,
+    flight: Flight | None = None,
 ) -> Group:
     """Run the siblings; they differ only by key. Cancelling this cancels all of them.
 
@@ -44,24 +48,35 @@ async def run_group(
         run: the run's seed.
         purpose: keeps epochs and evaluations apart.
         metrics: of the run.
+        flight: knows what an earlier session left of this group, and is told how far it is.
     """
 
+    flight = flight or Flight(Draw(question, 0))
     shared = opening(question, actors, settings)
+    flight.begins_with(shared)
+    actors = replace(actors, policy=flight.noting(actors.policy))
 
     async def sibling(index: int) -> Episode:
-        ended = await run_episode(question, actors, settings, Attempt(run, index, purpose), opened=shared)
+        attempt, reached = Attempt(run, index, purpose), partial(flight.reach, index)
+        left = flight.left(index)
+        ended = await run_episode(question, actors, settings, attempt, opened=shared, left=left, reached=reached)
         rewarded = rewarding(ended, question)
         return await rewarded if inspect.isawaitable(rewarded) else rewarded
 
-    ended: dict[int, Episode] = {}
-    async with aclosing(finished(range(size + spare), sibling, at_once=size + spare)) as siblings:
+    ended = flight.ended
+    missing = [index for index in range(size + spare) if index not in ended] if not _complete(ended, size) else []
+    async with aclosing(finished(missing, sibling, at_once=size + spare)) as siblings:
         async for index, episode in siblings:
-            ended[index] = episode
-            if sum(one.trainable for one in ended.values()) == size:
+            flight.end(index, episode)
+            if _complete(ended, size):
                 break
     if metrics is not None and len(ended) < size + spare:
         metrics.add("rollout/cancelled_siblings", size + spare - len(ended))
     return Group(question.id, tuple(episode for _, episode in sorted(ended.items())), question.source)
+
+
+def _complete(ended: Mapping[int, Episode], size: int) -> bool:
+    return sum(episode.trainable for episode in ended.values()) >= size
 
 
 def weathered(group: Group, most: float, metrics: Metrics) -> Group:

@@ -7,9 +7,9 @@ Knows: nothing of questions, tools or the web. `engine` implements it; so can a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from dr_jax.tokens.trajectory import Author, Segment
 
@@ -125,5 +125,26 @@ class Policy(Protocol):
         Raises:
             ContextFullError: prompt and budget can never fit.
             DrJaxError: the policy stopped; nothing was drawn.
+        """
+        ...
+
+
+Told = Callable[[Begun], None]
+
+
+@runtime_checkable
+class Continuing(Policy, Protocol):
+    """A policy that goes on from ids that were drawn before, and tells what it draws on the way."""
+
+    async def continued(
+        self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey, begun: Begun, told: Told | None = None
+    ) -> Sampled:
+        """Draw what is left of a continuation; see `Policy.sample`.
+
+        Args:
+            prompt_ids, sampling, key: as everywhere.
+            begun: what was drawn of this request before, here or elsewhere: its ids are computed, not drawn again, and what
+                follows is what would have followed there. It is part of what is returned.
+            told: called with what is drawn, as it is, from any thread.
         """
         ...

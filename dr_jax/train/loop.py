@@ -121,17 +121,18 @@ async def _loop(run: Run, done: Progress, report: Report | Unwritten, episodes: 
                 told("step", done.step, numbers)
                 if run.settings.checkpoint.every and done.step % run.settings.checkpoint.every == 0:
                     await asyncio.to_thread(run.copied)  # first: a checkpoint's rows and episodes are never behind it
-                    await _whole(asyncio.to_thread(run.together.exchange, None, states.host(run, done)))
-                    states.save(run, done)
-                await _whole(asyncio.to_thread(states.note(run, done)))
+                    own = await _whole(asyncio.to_thread(states.known(run, done)))
+                    await _whole(asyncio.to_thread(run.together.exchange, None, own))
+                    states.save(run, done, own)
+                await _whole(asyncio.to_thread(states.note, run, states.books(run, done)))
         done.after = await _measure(run, done.step, told)
         report.measured(done.step, done.after)
     finally:
         done.wall_s = time.perf_counter() - clock
-        states.note(run, done)()
-        why = reason(sys.exception())
-        if await _whole(asyncio.to_thread(run.together.leave, why, states.host(run, done))) and done.step:
-            states.save(run, done)
+        why, own = reason(sys.exception()), states.known(run, done)()
+        states.note(run, own)
+        if await _whole(asyncio.to_thread(run.together.leave, why, own)) and done.step:
+            states.save(run, done, own)
             told("saved", done.step, {"directory": str(run.directory)})
     run.together.refuse_left()
 

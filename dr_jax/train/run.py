@@ -19,15 +19,16 @@ import jax.numpy as jnp
 
 from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
-from dr_jax.data.stream import Draw, Stream
+from dr_jax.data.stream import Stream
 from dr_jax.learn.optimizer import make_optimizer
 from dr_jax.learn.update import State, begin, make_update, through
 from dr_jax.model.decoder import Weights
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
-from dr_jax.rollout.flight import Flight, Flights
+from dr_jax.rollout.flight import Flights
 from dr_jax.rollout.group import run_group, weathered
 from dr_jax.rollout.harvest import Harvest
+from dr_jax.rollout.underway import Flight, UnderWay
 from dr_jax.sharding.place import row_ways
 from dr_jax.tokens.trajectory import Episode, Group, Outcome
 from dr_jax.train.actor import Actor, ReadingModel, load_actor, load_reading_model
@@ -163,6 +164,7 @@ class Run(Stage):
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh) // self.together.count
         self.stream = Stream(list(questions), settings.seed, share=(self.together.index, self.together.count))
+        self.under_way = UnderWay(self.stream, self.metrics)
         self.harvest = Harvest(settings.rollout.groups, self.metrics, at_once=settings.rollout.at_once)
         self._mirror: Mirror | None = None
 
@@ -230,20 +232,18 @@ class Run(Stage):
                 for group in harvest.retire(self.version - settings.staleness):  # of a run that was stopped with another bound
                     self.stream.give_back(group.question_id, failed=False)
                     self.metrics.add("rollout/stale_groups")
-                under_way = set[str]()
                 try:
                     async with self.together.hurried():
-                        await self._drained(under_way)
+                        await self._drained()
                 except HurriedError:
-                    for question_id in under_way:
-                        self.stream.give_back(question_id, failed=False)
-                    self.metrics.add("rollout/hurried_groups", len(under_way))
+                    self.metrics.add("rollout/hurried_groups", self.under_way.give_up_all())
                 harvest.waiting.sort(key=lambda group: self.stream.place(group.question_id))
                 yield harvest.take()
         flights = Flights(
             self.stream,
+            self.under_way,
             harvest,
-            lambda flight: self._group(flight.draw, flight),
+            self._group,
             at_once=settings.at_once,
             staleness=settings.staleness,
             most=settings.most,
@@ -258,14 +258,13 @@ class Run(Stage):
                     taken = flights.take_at_once(self.version)
                 yield taken
 
-    async def _drained(self, under_way: set[str]) -> None:
-        """Run as many groups as are missing; the questions of those that have not ended are in `under_way`."""
+    async def _drained(self) -> None:
+        """Run as many groups as are missing."""
         while missing := self.harvest.missing:
-            draws = [self.stream.next() for _ in range(missing)]
-            under_way |= {draw.question.id for draw in draws}
-            async with aclosing(finished(draws, self._group, at_once=self.settings.rollout.at_once)) as ended:
-                async for draw, group in ended:
-                    under_way.discard(draw.question.id)
+            flights = [self.under_way.next(self.version - self.settings.rollout.staleness) for _ in range(missing)]
+            async with aclosing(finished(flights, self._group, at_once=self.settings.rollout.at_once)) as ended:
+                async for flight, group in ended:
+                    self.under_way.land(flight)
                     self.harvest.add(group)
 
     def settle(self, groups: Sequence[Group]) -> None:
@@ -276,22 +275,23 @@ class Run(Stage):
             else:
                 self.stream.give_back(group.question_id)
 
-    async def _group(self, draw: Draw, flight: Flight | None = None) -> Group:
+    async def _group(self, flight: Flight) -> Group:
         start = time.monotonic()
         await self.train.healthy()
         if time.monotonic() - start > _WAITED_S:
             self.harvest.world_is_back()
-        actors, settings = self.train.actors, self.settings.rollout
+        settings = self.settings.rollout
         group = await run_group(
-            draw.question,
-            replace(actors, policy=flight.noting(actors.policy)) if flight else actors,
+            flight.draw.question,
+            self.train.actors,
             self.settings.episode,
             self.total,
             size=settings.group_size,
             spare=settings.spare,
             run=self.settings.seed,
-            purpose=f"train:{draw.epoch}",
+            purpose=f"train:{flight.draw.epoch}",
             metrics=self.metrics,
+            flight=flight,
         )
         return weathered(group, settings.failed_share, self.metrics)
 

@@ -1,6 +1,6 @@
 """What a run has to remember to go on as if it had not stopped.
 
-In:    the run's device state, its stream of questions, its finished but untrained groups
+In:    the run's device state, its stream of questions, groups that are finished and not trained, or under way
 Out:   checkpoints; beside them `progress.json`, the host's part alone, newer; `Progress`: where the run is, what it measured
 Holds: what several processes know is in one checkpoint, and may be gone on from by another number of them
 """
@@ -12,10 +12,10 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -24,6 +24,7 @@ from dr_jax.base.trace import logger
 from dr_jax.model import hf
 from dr_jax.model.decoder import Weights
 from dr_jax.model.sizes import Sizes
+from dr_jax.rollout import underway
 from dr_jax.rollout.record import EpisodeWriter, cut, episode_files, numbered
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.tokenizer import Tokenizer
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from dr_jax.train.run import Run
 
 _log = logger(__name__)
-_GROUPS = TypeAdapter(list[Group])
+_GROUP = TypeAdapter(Group)
 _NOTED = "progress.json"
+_Kept = TypeVar("_Kept", Group, underway.LeftGroup)
 
 
 @dataclass(slots=True)
@@ -59,40 +61,55 @@ class Progress:
     after: dict[str, Any] | None = None
 
 
-def save(run: Run, progress: Progress) -> None:
-    """Begin to write a checkpoint of this step, of what the processes have sent of themselves in the last round: see `host`."""
-    own = host(run, progress)
+def save(run: Run, progress: Progress, own: dict[str, Any]) -> None:
+    """Begin to write a checkpoint of this step, of what the processes have sent of themselves in the last round.
+
+    Args:
+        run: its device state.
+        progress: how far it is.
+        own: what `known` tells of this process.
+    """
     run.checkpoints.save(progress.step, run.state, {**own, "others": others} if (others := run.together.parcels()) else own)
 
 
-def note(run: Run, progress: Progress) -> Callable[[], None]:
-    """Return what writes down what the host knows now: what was spent and finished since the checkpoint must not be lost.
+def known(run: Run, progress: Progress) -> Callable[[], dict[str, Any]]:
+    """Return what puts into JSON values what this process knows now and no device does.
 
-    Groups that wait are most of it and do not change: they are turned into text by whoever calls what this returns.
+    Groups that wait or are under way are most of it. What they hold now does not change, so this may be called from any
+    thread. Each becomes a JSON text of its own, which is quick, and keeps other threads waiting no longer than one group
+    takes; so is writing those texts, where writing all their numbers at once would stop everybody.
     """
-    now, path = _now(run, progress), run.directory / numbered(_NOTED, run.together.index)
-    return lambda: write_json(path, now(), indent=None)
+    own, waiting, left = books(run, progress), list(run.harvest.waiting), run.under_way.state()
+    return lambda: {**own, "waiting": [_GROUP.dump_json(group).decode() for group in waiting], "left": left()}
 
 
-def host(run: Run, progress: Progress) -> dict[str, Any]:
-    """Return what this process knows and no device does, as JSON values."""
-    return _now(run, progress)()
+def books(run: Run, progress: Progress) -> dict[str, Any]:
+    """Return how far a process is, where its questions are, and what was spent; of groups nothing."""
+    return {"progress": asdict(progress), "stream": run.stream.state(), **_spent(run)}
 
 
-def _now(run: Run, progress: Progress) -> Callable[[], dict[str, Any]]:
-    waiting = list(run.harvest.waiting)
-    known = {
-        "progress": asdict(progress),
-        "stream": run.stream.state(),
-        "spent": {"queries": run.budget.queries, "money": run.budget.money},
-        "read": {"calls": run.spending.calls, "tokens": run.spending.tokens, "money": run.spending.money},
+def note(run: Run, own: dict[str, Any]) -> None:
+    """Write down beside the checkpoints what this process knows: what was spent since the last one must not be lost.
+
+    Args:
+        run: whose.
+        own: `books`; or what `known` tells, when the run ends: groups that ended since the checkpoint of the same step, and
+            those under way, are kept then.
+    """
+    write_json(run.directory / numbered(_NOTED, run.together.index), own, indent=None)
+
+
+def _spent(run: Run) -> dict[str, dict[str, Any]]:
+    budget, spending = run.budget, run.spending
+    return {
+        "spent": {"queries": budget.queries, "money": budget.money},
+        "read": {"calls": spending.calls, "tokens": spending.tokens, "money": spending.money},
     }
-    return lambda: {**known, "waiting": _GROUPS.dump_python(waiting, mode="json")}
 
 
 def restore(run: Run) -> Progress:
     """Put a run back where it was left: the weights of its newest readable checkpoint, or the first ones; and what the hosts
-    noted, if that is of the same step. What was spent stays spent, whatever step is gone back to.
+    noted at its end, if that is of the same step. What was spent stays spent, whatever step is gone back to.
     """
     found, path = run.checkpoints.restore(run.state), run.directory / numbered(_NOTED, run.together.index)
     noted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -108,23 +125,34 @@ def restore(run: Run) -> Progress:
         known = noteds
     spent = [one for one in (*known, *noteds) if one is not None]
     for budget, key in ((run.budget, "spent"), (run.spending, "read")):
-        for name in host(run, Progress())[key]:
+        for name in _spent(run)[key]:
             setattr(budget, name, max((one[key][name] for one in spent), default=0))
     run.purse.start()
     if not known:
         return Progress(before=noteds[0]["progress"]["before"] if noteds[0] else None)
-    waiting = _GROUPS.validate_python([group for one in known for group in one["waiting"]])
-    own = Counter(run.stream.restore(*(one["stream"] for one in known), held=[group.question_id for group in waiting]))
-    for group in waiting:
-        if own[group.question_id]:
-            own.subtract([group.question_id])
-            run.harvest.waiting.append(group)
+    waiting = [_GROUP.validate_json(group) for one in known for group in one["waiting"]]
+    left = underway.parsed(group for one in known for group in one["left"])
+    held = [group.question_id for group in waiting] + [group.question_id for group in left]
+    own = Counter(run.stream.restore(*(one["stream"] for one in known), held=held))
+    run.harvest.waiting += _taken(own, waiting)
+    run.under_way.restore(_taken(own, left), run.questions)
     return Progress(**known[0]["progress"])
 
 
+def _taken(own: Counter[str], groups: Iterable[_Kept]) -> list[_Kept]:
+    """Take the groups of this process's questions, which are counted, each once."""
+    taken: list[_Kept] = []
+    for group in groups:
+        if own[group.question_id]:
+            own[group.question_id] -= 1
+            taken.append(group)
+    return taken
+
+
 def _of_one_moment(noteds: Sequence[dict[str, Any] | None], step: int) -> bool:
-    """Whether notes are those of all processes of an earlier session, after the same update."""
-    shares = [list(one["stream"].get("share", (0, 1))) for one in noteds if one is not None and one["progress"]["step"] == step]
+    """Whether notes are those that all processes of an earlier session made at its end, after the same update."""
+    ends = [one for one in noteds if one is not None and one["progress"]["step"] == step and "waiting" in one]
+    shares = [list(one["stream"].get("share", (0, 1))) for one in ends]
     return shares == [[index, len(noteds)] for index in range(len(noteds))]
 
 

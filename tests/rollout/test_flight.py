@@ -11,8 +11,9 @@ from dr_jax.base.errors import WorldDownError
 from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
 from dr_jax.data.stream import Stream
-from dr_jax.rollout.flight import Flight, Flights
+from dr_jax.rollout.flight import Flights
 from dr_jax.rollout.harvest import Harvest
+from dr_jax.rollout.underway import Flight, UnderWay
 from dr_jax.tokens.policy import RequestKey, Sampled, Sampling
 from dr_jax.tokens.trajectory import Episode, Group, Outcome, Trajectory, world
 
@@ -54,7 +55,8 @@ class Bench:
         self.ended: list[str] = []
         self._seconds = seconds if callable(seconds) else lambda flight: seconds.get(flight.draw.question.id, 0.01)
         given = {"at_once": 4, "staleness": 1, "most": 8} | options
-        self.flights = Flights(self.stream, self.harvest, self._fly, metrics=self.metrics, **given)
+        self.under_way = UnderWay(self.stream, self.metrics)
+        self.flights = Flights(self.stream, self.under_way, self.harvest, self._fly, metrics=self.metrics, **given)
 
     async def _fly(self, flight: Flight) -> Group:
         name = flight.draw.question.id
@@ -236,7 +238,8 @@ async def test_a_world_that_fails_everything_ends_it() -> None:
         name = flight.draw.question.id
         return Group(name, (Episode(f"{name}.0", name, (), Outcome.WORLD_FAILED, failure="the search is down"),))
 
-    flights = Flights(stream, Harvest(2, metrics), fly, at_once=3, staleness=1, most=6, metrics=metrics)
+    under_way, harvest = UnderWay(stream, metrics), Harvest(2, metrics)
+    flights = Flights(stream, under_way, harvest, fly, at_once=3, staleness=1, most=6, metrics=metrics)
     async with flights:
         with pytest.raises(WorldDownError, match="the search is down"):
             await flights.take(0)

@@ -19,7 +19,9 @@ from dr_jax.base.errors import CheckpointError, ConfigError, MismatchError
 from dr_jax.model import hf
 from dr_jax.model.decoder import initial
 from dr_jax.rollout.record import read_episodes
+from dr_jax.rollout.underway import Flight, parsed
 from dr_jax.tokens import vocabulary
+from dr_jax.tokens.policy import Begun
 from dr_jax.train.loop import refuse_mismatch, train
 from dr_jax.train.report import read_metrics
 from dr_jax.train.settings import Settings
@@ -37,6 +39,20 @@ CURVE = ("rollout/reward", "update/loss", "update/gradient_norm")
 def episodes_of(directory: Path) -> Counter[int]:
     """How many episodes were written down for each update."""
     return Counter(row["step"] for row in read_episodes(directory / "episodes.jsonl"))
+
+
+def ids_of(directory: Path) -> dict[str, list[Any]]:
+    """What every episode consists of, and which versions drew it."""
+    rows = read_episodes(directory / "episodes.jsonl")
+    return {
+        row["id"]: [(part["ids"], part.get("versions")) for one in row["trajectories"] for part in one["segments"]]
+        for row in rows
+    }
+
+
+def drawn_of(directory: Path) -> int:
+    """How many ids the policy has drawn for the episodes that were trained on."""
+    return sum(len(versions or ()) for parts in ids_of(directory).values() for _, versions in parts)
 
 
 @contextmanager
@@ -124,13 +140,44 @@ async def test_what_was_finished_and_measured_before_an_interruption_is_not_done
         await asyncio.create_task(train(one_by_one, told=silent))
     noted = json.loads((tmp_path / "run" / "progress.json").read_text())
     assert noted["progress"]["step"] == 1
-    assert len(noted["waiting"]) == 1
+    assert noted["waiting"]
+    kept = sum(len(json.loads(group)["episodes"]) for group in noted["waiting"])
+    kept += sum(len(group.ended) for group in parsed(noted["left"]))
+    assert kept == len(parts.EPISODES) - 4 >= 3, "of the second update; the first took four"
     phases: list[str] = []
     await train(one_by_one, resume=True, told=lambda phase, index, _: phases.append(f"{phase} {index}"))
     assert "eval 0" not in phases
-    assert len(parts.EPISODES) <= 16 + 2
+    assert len(parts.EPISODES) == 16
     again = dataclasses.replace(one_by_one, name="whole")
     await train(again, told=silent)
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "whole"), rtol=1e-5)
+
+
+async def test_ids_that_were_drawn_of_a_turn_before_an_interruption_are_not_drawn_again(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, tell = Counter[str](), Flight.tell
+
+    def counting(flight: Flight, sibling: int, more: Begun) -> None:
+        tell(flight, sibling, more)
+        told.update(times=1, ids=len(more.ids))
+        if told["times"] == 20:  # in the second update: an episode of it is one turn, told of four times
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Flight, "tell", counting)
+    settings = dataclasses.replace(settings, engine=dataclasses.replace(settings.engine, tokens_per_call=4))
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(train(settings, told=silent))
+    noted = json.loads((tmp_path / "run" / "progress.json").read_text())
+    begun = sum(len(one.begun.ids) for group in parsed(noted["left"]) for one in group.left)
+    assert begun, "it was not interrupted in the middle of a turn"
+    before, told["ids"] = drawn_of(tmp_path / "run") + begun, 0
+    await train(settings, resume=True, told=silent)
+    assert read_metrics(tmp_path / "run")[1]["rollout/resumed_tokens"] == begun
+    after = told["ids"]
+    await train(dataclasses.replace(settings, name="whole"), told=silent)
+    assert before + after == drawn_of(tmp_path / "whole")
+    assert ids_of(tmp_path / "run") == ids_of(tmp_path / "whole")
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "whole"), rtol=1e-5)
 
 

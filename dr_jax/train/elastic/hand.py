@@ -18,11 +18,10 @@ from typing import Any, Protocol, TypeVar
 from dr_jax.base.errors import DrJaxError
 from dr_jax.base.metrics import Metrics
 from dr_jax.engine.engine import Engine
-from dr_jax.tokens.policy import Begun, RequestKey, Sampled, Sampling
+from dr_jax.tokens.policy import Begun, RequestKey, Sampled, Sampling, Told
 from dr_jax.train.elastic.settings import RaySettings
 from dr_jax.train.elastic.wire import Ask, LostError, News, Wire
 
-Told = Callable[[Begun], None]
 Answer = TypeVar("Answer")
 
 
@@ -63,8 +62,8 @@ class OwnHand:
         return self._engine.version
 
     async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey, begun: Begun, told: Told) -> Sampled:
-        """Draw; see `Hand`. When this engine dies the run ends, so nobody needs to know what it drew before."""
-        return await self._engine.sample(prompt_ids, sampling, key, begun)
+        """Draw; see `Hand`."""
+        return await self._engine.continued(prompt_ids, sampling, key, begun, told)
 
 
 @dataclass(slots=True)

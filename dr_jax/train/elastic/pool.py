@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from dr_jax.base.errors import DrJaxError
 from dr_jax.base.metrics import Metrics
 from dr_jax.base.trace import logger
-from dr_jax.tokens.policy import Begun, Policy, RequestKey, Sampled, Sampling
+from dr_jax.tokens.policy import Begun, Policy, RequestKey, Sampled, Sampling, Told
 from dr_jax.train.elastic.hand import Hand
 from dr_jax.train.elastic.wire import LostError
 
@@ -103,21 +103,39 @@ class Pool:
     async def sample(
         self, prompt_ids: Sequence[int], sampling: Sampling, key: RequestKey, *, staleness: int | None = None
     ) -> Sampled:
-        """Draw a continuation; see `tokens.policy.Policy`.
+        """Draw a continuation; see `continued`, which goes on from nothing here."""
+        return await self.continued(prompt_ids, sampling, key, Begun(), staleness=staleness)
+
+    async def continued(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        key: RequestKey,
+        begun: Begun,
+        told: Told | None = None,
+        *,
+        staleness: int | None = None,
+    ) -> Sampled:
+        """Draw what is left of a continuation; see `tokens.policy`.
+
+        Args:
+            prompt_ids, sampling, key, begun, told: as everywhere.
+            staleness: versions that the hand may be behind, if not as many as the pool allows.
 
         Raises:
             DesertedError: there was nobody to draw for too long.
         """
-        begun = Begun()
 
-        def told(more: Begun) -> None:
+        def noted(more: Begun) -> None:
             nonlocal begun
             begun = begun.then(more)
+            if told is not None:
+                told(more)
 
         while True:
             seat = await self._seat(key, self._staleness if staleness is None else staleness)
             try:
-                return await seat.hand.sample(prompt_ids, sampling, key, begun, told)
+                return await seat.hand.sample(prompt_ids, sampling, key, begun, noted)
             except LostError as error:
                 self._metrics.add("rollout/migrated")
                 self._metrics.add("rollout/carried_tokens", len(begun.ids))

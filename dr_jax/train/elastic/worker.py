@@ -117,7 +117,7 @@ class Worker:
 
     async def _draw(self, ask: Ask) -> None:
         try:
-            await self.engine.sample(ask.prompt, ask.sampling, ask.key, ask.begun, partial(self._told, ask.number))
+            await self.engine.continued(ask.prompt, ask.sampling, ask.key, ask.begun, partial(self._told, ask.number))
         except UserError as error:
             self._refused[ask.number] = error
         except DrJaxError as error:

@@ -39,9 +39,11 @@ class Line:
 
     def __init__(self, worker: Worker, cut_after: int | None = None) -> None:
         self.worker, self.cut_after, self.told, self.taken = worker, cut_after, 0, list[Ask]()
+        self.busy = asyncio.Event()
 
     async def take(self, asks: Sequence[Ask]) -> None:
         self.taken += asks
+        self.busy.set()
         await self.worker.take(asks)
 
     async def drop(self, numbers: Sequence[int]) -> None:
@@ -93,15 +95,15 @@ def pool_of(metrics: Metrics | None = None, staleness: int = 0, alone_s: float =
 @pytest.mark.parametrize("cut", [1, 7, 19])
 async def test_8_an_engine_goes_on_from_what_another_drew(engines: list[Engine], cut: int) -> None:
     sampling, pieces = Sampling(20), list[Begun]()
-    whole = await engines[0].sample(PROMPT, sampling, key(0), told=pieces.append)
+    whole = await engines[0].continued(PROMPT, sampling, key(0), Begun(), pieces.append)
     assert_same(whole, sample(weights(0), PROMPT, sampling, key(0)))
     drawn = Begun()
     for piece in pieces:
         drawn = drawn.then(piece)
     assert drawn.ended(sampling) == whole
     begun = Begun(whole.ids[:cut], whole.logprobs[:cut], whole.versions[:cut])
-    assert_same(await engines[1].sample(PROMPT, sampling, key(0), begun), whole, tolerance=1e-5)
-    assert await engines[1].sample(PROMPT, sampling, key(0), drawn) == whole, "there is nothing left to draw"
+    assert_same(await engines[1].continued(PROMPT, sampling, key(0), begun), whole, tolerance=1e-5)
+    assert await engines[1].continued(PROMPT, sampling, key(0), drawn) == whole, "there is nothing left to draw"
 
 
 @pytest.mark.parametrize("cut_after", [0, 9, 60])
@@ -151,7 +153,7 @@ async def test_who_joins_takes_what_waits_and_who_drains_ends_what_it_has(worker
     pool, lines = pool_of(), [Line(worker) for worker in workers]
     async with joined(pool, lines[0], room=1) as first:
         tasks = [asyncio.create_task(pool.sample(PROMPT, Sampling(60), key(0, str(n)))) for n in range(4)]
-        await asyncio.sleep(0.05)
+        await lines[0].busy.wait()  # not a moment longer: it may end what it has
         pool.drain(first)
         async with joined(pool, lines[1], room=4):
             await asyncio.wait_for(asyncio.gather(*tasks), 30)
