@@ -157,6 +157,9 @@ def test_7_the_same_with_groups_in_flight_across_updates(tmp_path: Path) -> None
     assert found["update"], found
     assert found["checkpoint"], found
     books = refuse_double(tmp_path / "killed")
+    resumed = sum(row.get("rollout/resumed_tokens", 0) for row in read_metrics(tmp_path / "killed"))
+    assert resumed, "no unfinished episode went on where it was"
+    print(f"{resumed:.0f} ids of unfinished episodes were not drawn again")
     print(f"killed {sum(found.values())} times: {dict(found)}; of the first epoch's questions {dict(books)}")
     for other in others:
         assert other.end() == 0, other.log()
