@@ -123,7 +123,7 @@ async def _loop(run: Run, done: Progress, report: Report | Unwritten, episodes: 
                     await asyncio.to_thread(run.copied)  # first: a checkpoint's rows and episodes are never behind it
                     own = await _whole(asyncio.to_thread(states.known(run, done)))
                     await _whole(asyncio.to_thread(run.together.exchange, None, own))
-                    states.save(run, done, own)
+                    await _whole(asyncio.to_thread(states.save, run, done, own))  # a bucket may let it wait for the last one
                 await _whole(asyncio.to_thread(states.note, run, states.books(run, done)))
         done.after = await _measure(run, done.step, told)
         report.measured(done.step, done.after)

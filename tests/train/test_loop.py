@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from dr_jax.rollout.record import read_episodes
 from dr_jax.rollout.underway import Flight, parsed
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.policy import Begun
+from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.loop import refuse_mismatch, train
 from dr_jax.train.report import read_metrics
 from dr_jax.train.settings import Settings
@@ -179,6 +181,30 @@ async def test_ids_that_were_drawn_of_a_turn_before_an_interruption_are_not_draw
     assert before + after == drawn_of(tmp_path / "whole")
     assert ids_of(tmp_path / "run") == ids_of(tmp_path / "whole")
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "whole"), rtol=1e-5)
+
+
+async def test_episodes_go_on_while_a_checkpoint_waits_for_its_place(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks, save, seen = [0], Checkpoints.save, list[int]()
+
+    def slow(self: Checkpoints, step: int, *rest: Any) -> None:
+        before = ticks[0]
+        time.sleep(0.5)
+        seen.append(ticks[0] - before)
+        save(self, step, *rest)
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(0.01)
+            ticks[0] += 1
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    ticking = asyncio.create_task(tick())
+    await train(settings, told=silent)
+    ticking.cancel()
+    assert len(seen) == 3, "after the second update, the fourth, and at the end"
+    assert min(seen[:2]) > 3
 
 
 async def test_what_was_spent_stays_spent(settings: Settings, tmp_path: Path) -> None:
