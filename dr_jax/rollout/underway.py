@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pydantic import TypeAdapter
 
@@ -150,8 +151,7 @@ class _Noting:
         flight, policy, begun = self._flight, self._policy, self._flight.begun(key.sibling)
         sampled = begun.ended(sampling)
         if sampled is None and isinstance(policy, Continuing):
-            told = lambda more: flight.tell(key.sibling, more)  # noqa: E731
-            sampled = await policy.continued(prompt_ids, sampling, key, begun, told)
+            sampled = await policy.continued(prompt_ids, sampling, key, begun, partial(flight.tell, key.sibling))
         elif sampled is None:
             sampled = await policy.sample(prompt_ids, sampling, key)
         flight.drew(key, sampled)
@@ -183,7 +183,7 @@ class UnderWay:
 
     def land(self, flight: Flight) -> None:
         """Let go of a group that is complete; its question stays in flight until it is known what becomes of it."""
-        self._flights.pop(flight, None)
+        del self._flights[flight]
 
     def give_up(self, flight: Flight) -> None:
         """Let go of a group that will not be complete; its question is drawn again."""
