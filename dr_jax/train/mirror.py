@@ -58,7 +58,7 @@ class Shelf:
             self._bucket = storage.Client().bucket(name)
         except (DefaultCredentialsError, OSError) as error:  # OSError: no project can be found
             raise ConfigError(
-                f"{address} cannot be opened: {_said(error)}",
+                f"{address} cannot be opened: {said(error)}",
                 needed="credentials of Google Cloud",
                 fix="run `gcloud auth application-default login`, or give this machine a service account",
             ) from error
@@ -83,14 +83,14 @@ class Shelf:
             ) from error
         except (Forbidden, Unauthorized) as error:
             raise CheckpointError(
-                f"{self.address} refuses to be read or written: {_said(error)}",
+                f"{self.address} refuses to be read or written: {said(error)}",
                 needed="a service account that may create, read, list and delete objects there",
                 fix=f"gcloud storage buckets add-iam-policy-binding {bucket} --member=serviceAccount:… "
                 "--role=roles/storage.objectAdmin",
             ) from error
         except (GoogleAPIError, OSError) as error:  # OSError: what the connection itself raises
             raise CheckpointError(
-                f"{self.address} did not answer within {_TRIED_S:.0f} s: {_said(error)}",
+                f"{self.address} did not answer within {_TRIED_S:.0f} s: {said(error)}",
                 needed="a bucket that can be reached",
                 fix="try again, or save elsewhere with checkpoint.directory",
             ) from error
@@ -252,7 +252,7 @@ class Mirror:
             self._metrics.add("mirror/failed")
             self._kept.pop(name, None)  # what is there by now is looked at again: some of it may have been joined, or removed
             if not self._told:
-                _log.warning("%s cannot be copied to %s, which is tried again: %s", name, self._shelf.address, _said(error))
+                _log.warning("%s cannot be copied to %s, which is tried again: %s", name, self._shelf.address, said(error))
             self._told = True
             return False
         return True
@@ -320,5 +320,5 @@ def _crc(file: Any, size: int) -> str:
     return base64.b64encode(checksum.digest()).decode()
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]

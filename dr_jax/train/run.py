@@ -40,6 +40,7 @@ from dr_jax.train.places import Place, Places, Speaker
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
 from dr_jax.train.settings import Settings
 from dr_jax.train.share import own_share
+from dr_jax.train.tape_mirror import TapeMirror, copies, identity, recorded
 from dr_jax.train.together import HurriedError, Together
 from dr_jax.train.trained import trained
 
@@ -180,7 +181,10 @@ class Run(Stage):
         self.checkpoints = Checkpoints(where, keep=kept.keep, resume=resume, base=self.trained.base)
         self._stack.callback(self.checkpoints.close)
         if shelf is not None:
-            self._mirror = self._stack.enter_context(Mirror(shelf, directory, self.metrics, index=self.together.index))
+            index = self.together.index
+            self._mirror = self._stack.enter_context(Mirror(shelf, directory, self.metrics, index=index))
+            if (tape := recorded(self.settings)) is not None and copies(self.together.exchange(identity(tape)), index):
+                self._stack.enter_context(TapeMirror(shelf, tape, self.metrics, index=index))
 
     def copied(self) -> bool:
         """Copy what was written so far to the bucket, if there is one and it is quick; otherwise that is done later."""

@@ -169,8 +169,8 @@ class CheckpointSettings:
         every: updates between two checkpoints; 0 saves only at the end.
         keep: how many are kept.
         directory: local or `gs://…`; "" means `checkpoints` in the run's directory.
-        mirror: `gs://…` where settings, metrics, episodes and progress are copied to while the run goes on; "" means beside
-            the checkpoints, `DIRECTORY.files`, where those are in a bucket, and nowhere otherwise.
+        mirror: `gs://…` where settings, metrics, episodes, progress and the tape that is recorded are copied to while the run
+            goes on; "" means beside the checkpoints, `DIRECTORY.files`, where those are in a bucket, and nowhere otherwise.
         grace_s: seconds after SIGTERM in which the process is gone; what is not saved by then is done again by a resume.
     """
 

@@ -29,6 +29,7 @@ from dr_jax.rollout.record import EpisodeWriter, cut, episode_files, numbered
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.tokens.trajectory import Episode, Group
+from dr_jax.train import tape_mirror
 from dr_jax.train.mirror import Shelf, address, bring_back
 from dr_jax.train.report import write_json
 from dr_jax.train.settings import Settings
@@ -157,7 +158,8 @@ def _of_one_moment(noteds: Sequence[dict[str, Any] | None], step: int) -> bool:
 
 
 def shelf(settings: Settings, index: int, *, resume: bool) -> Shelf | None:
-    """Open the bucket that a run is copied to, if there is one; what is to be resumed and is not here is brought back first.
+    """Open the bucket that a run is copied to, if there is one; what is to be resumed and is not here is brought back first,
+    what was remembered of the web, too.
 
     Args:
         settings: of the run.
@@ -175,6 +177,8 @@ def shelf(settings: Settings, index: int, *, resume: bool) -> Shelf | None:
         found.refuse_closed()
     if resume:
         bring_back(found, Path(settings.out) / settings.name, index)
+        if (tape := tape_mirror.recorded(settings)) is not None:
+            tape_mirror.bring_back(found, tape)
     return found
 
 

@@ -3,7 +3,7 @@
 In:    a tape's file; an archive
 Out:   an archive that people and other programs can read; a tape with what an archive holds; figures; a smaller tape
 Holds: no value of a key-like environment variable leaves; what is imported again changes nothing; of two entries with one
-       name the younger stays; a line of an archive is bounded
+       name the younger stays; a line of an archive is bounded; archives joined one behind the other are an archive
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from dr_jax.web.tape.file import TapeFile, unpacked
 FORMAT, ARCHIVE_VERSION = "dr_jax tape", 1
 _MAX_LINE = 64 << 20
 _LEVEL = 9
+_AT_ONCE = 16  # entries that are read together: their contents lie in memory
+_COLUMNS = "kind, key, at, meta, {bad}, entries.sha256, data, size from entries left join blobs using (sha256)"
+_HEAD = json.dumps({"format": FORMAT})[:-1].encode()
 Told = Callable[[int], None]
 
 
@@ -101,6 +104,46 @@ def export(file: TapeFile, target: Path, told: Told = lambda done: None) -> int:
     return done
 
 
+def parts(file: TapeFile, since: float, until: float, *, most: int) -> Iterator[tuple[bytes, float]]:
+    """Yield archives of what was written in a span of time, the oldest first; nothing where nothing was.
+
+    Args:
+        file: the tape, of the present version.
+        since, until: Unix times; the first belongs to the span, the second does not.
+        most: bytes of one archive, roughly: it ends with the entry that makes it larger.
+
+    Yields:
+        An archive, and the time before which it and those before it hold everything.
+    """
+    file.base.execute("create index if not exists by_age on entries (at)")
+    raw, last, query = io.BytesIO(), (since, "", ""), f"select {_COLUMNS.format(bad='bad')}"
+    packed = _begun(raw)
+    written = False
+    while rows := file.base.execute(
+        f"{query} where (at, kind, key) > (?, ?, ?) and at < ? order by at, kind, key limit {_AT_ONCE}", (*last, until)
+    ).fetchall():
+        for row in rows:
+            last = (row[2], row[0], row[1])
+            if (line := _line(row)) is None:
+                continue
+            packed.write(redacted(line).encode() + b"\n")
+            written = True
+            if raw.tell() >= most:
+                packed.close()
+                yield raw.getvalue(), last[0]
+                raw, written = io.BytesIO(), False
+                packed = _begun(raw)
+    packed.close()
+    if written:
+        yield raw.getvalue(), until
+
+
+def _begun(raw: io.BytesIO) -> Any:
+    packed = zstandard.ZstdCompressor(level=_LEVEL).stream_writer(raw, closefd=False)
+    packed.write(json.dumps({"format": FORMAT, "version": ARCHIVE_VERSION, "exported": int(time.time())}).encode() + b"\n")
+    return packed
+
+
 def load(file: TapeFile, source: Path, told: Told = lambda done: None) -> Imported:
     """Put the entries of an archive into a tape; of two with one name the younger stays.
 
@@ -109,7 +152,7 @@ def load(file: TapeFile, source: Path, told: Told = lambda done: None) -> Import
     """
     added = replaced = older = 0
     for number, line in enumerate(_read(source), start=1):
-        if number == 1:
+        if number == 1 or line.startswith(_HEAD):
             _check_head(source, line)
             continue
         kind, key, at, entry = _decoded(source, number, line)
@@ -158,18 +201,21 @@ def shrink(file: TapeFile) -> bool:
 
 def _lines(file: TapeFile) -> Iterator[str]:
     bad = "bad" if file.version > 1 else "0"
-    rows = file.base.execute(
-        f"""select kind, key, at, meta, {bad}, entries.sha256, data, size
-            from entries left join blobs using (sha256) order by kind, key"""  # noqa: S608
-    )
-    for kind, key, at, meta, error, sha256, data, size in rows:
-        body = b"" if sha256 is None else unpacked(data, size, sha256)
-        if body is None:  # damaged: the web will be asked again
-            continue
-        line = {"kind": kind, "key": key, "at": at, "meta": json.loads(meta)}
-        if error:
-            line["error"] = True
-        yield json.dumps(line | _told_body(body), ensure_ascii=False)
+    for row in file.base.execute(f"select {_COLUMNS.format(bad=bad)} order by kind, key"):
+        if (line := _line(row)) is not None:
+            yield line
+
+
+def _line(row: tuple[Any, ...]) -> str | None:
+    """Write an entry as JSON; None for one that is damaged: the web will be asked again."""
+    kind, key, at, meta, error, sha256, data, size = row
+    body = b"" if sha256 is None else unpacked(data, size, sha256)
+    if body is None:
+        return None
+    line = {"kind": kind, "key": key, "at": at, "meta": json.loads(meta)}
+    if error:
+        line["error"] = True
+    return json.dumps(line | _told_body(body), ensure_ascii=False)
 
 
 def _told_body(body: bytes) -> dict[str, Any]:

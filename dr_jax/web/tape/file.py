@@ -218,6 +218,16 @@ class TapeFile:
                 break
         return forgotten
 
+    def fact(self, name: str) -> str:
+        """Return what was noted of the tape itself under a name, or ""."""
+        row = self.base.execute("select value from facts where name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def note(self, name: str, value: str) -> None:
+        """Note something of the tape itself."""
+        with self._transaction(self.base) as base:
+            base.execute("insert or replace into facts values (?, ?)", (name, value))
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Change the file in one go, or not at all."""
