@@ -90,6 +90,7 @@ class Memory:
 
     def saw(self, url: str) -> None:
         """Remember that a search returned this address."""
+        url = whole(url)
         self.urls.setdefault(_recognised(url), url)
 
     def seen(self, url: str) -> str | None:

@@ -11,7 +11,7 @@ Holds: invariant 7: within an epoch every question is trained once. The state is
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,37 +133,42 @@ class Stream:
                     return Draw(question, number)
             self._begin()
 
-    def place(self, question_id: str) -> tuple[int, int]:
+    def place(self, question_id: str, epoch_number: int | None = None) -> tuple[int, int]:
         """Return the epoch of a question in flight, and its place in that epoch's order.
+
+        Args:
+            question_id: of a draw.
+            epoch_number: of that draw; None is the oldest in which the question is in flight, here and below.
 
         Raises:
             ValueError: the question is not in flight.
         """
-        epoch = self._epoch_of(question_id)
+        epoch = self._epoch_of(question_id, epoch_number)
         return self._number(epoch), epoch.places[question_id]
 
-    def mark_trained(self, question_id: str) -> None:
+    def mark_trained(self, question_id: str, epoch_number: int | None = None) -> None:
         """Say that a drawn question was used (trained on, or dropped on purpose): it is not drawn again in its epoch.
 
         Raises:
             ValueError: the question is not in flight.
         """
-        epoch = self._epoch_of(question_id)
+        epoch = self._epoch_of(question_id, epoch_number)
         epoch.in_flight.discard(question_id)
         epoch.trained.add(question_id)
         self._close()
 
-    def give_back(self, question_id: str, *, failed: bool = True) -> bool:
+    def give_back(self, question_id: str, epoch_number: int | None = None, *, failed: bool = True) -> bool:
         """Say that a drawn question was not used; return whether it will be drawn again in this epoch.
 
         Args:
             question_id: of a draw.
+            epoch_number: of that draw.
             failed: whether the world failed it, which is tried only so often; otherwise it was merely dropped, as too old.
 
         Raises:
             ValueError: the question is not in flight.
         """
-        epoch = self._epoch_of(question_id)
+        epoch = self._epoch_of(question_id, epoch_number)
         epoch.in_flight.discard(question_id)
         epoch.failures[question_id] = epoch.failures.get(question_id, 0) + failed
         again = epoch.failures[question_id] < self._tries
@@ -195,12 +200,12 @@ class Stream:
             },
         }
 
-    def restore(self, *states: dict[str, Any], held: Iterable[str] = ()) -> list[str]:
+    def restore(self, *states: dict[str, Any], held: Iterable[tuple[str, int]] = ()) -> set[tuple[str, int]]:
         """Continue from the states of all streams that shared the order; return which of `held` are this stream's.
 
         Args:
             states: what `state` returned on each; questions in flight then are drawn again.
-            held: ids whose finished episodes were kept with the states: they stay in flight and are not drawn again.
+            held: ids and epochs of draws whose episodes were kept with the states: they stay in flight, not drawn again.
 
         Raises:
             CheckpointError: a state is of another seed, or not a state, or one of them is missing.
@@ -220,7 +225,7 @@ class Stream:
                 f"The states are of the shares {[one.share for one in before]}",
                 needed="one of each stream that shared the order",
             )
-        kept, own = Counter(held), Counter[str]()  # a question may be out in two epochs at once
+        kept, own = set(held), set[tuple[str, int]]()  # a question may be out in two epochs at once
         self._open, self._latest = {}, max(one.latest for one in before)
         self._filtered = {}
         for number in sorted({number for one in before for number in one.filtered}):
@@ -232,15 +237,14 @@ class Stream:
             whole = [question.id for question in self._order(number)]
             for one in before:
                 one.put_into(epoch, number, whole)
-            still = {name for one in before for name in one.in_flight(number) if kept[name]}
-            kept.subtract(still)
+            still = {name for one in before for name in one.in_flight(number) if (name, number) in kept}
             epoch.in_flight = still & set(epoch.by_id)
-            own.update(epoch.in_flight)
+            own |= {(name, number) for name in epoch.in_flight}
             if not epoch.trained >= set(epoch.by_id):
                 self._open[number] = epoch
         if not self._open:
             self._begin()
-        return list(own.elements())
+        return own
 
     def _begin(self) -> None:
         self._latest += 1
@@ -271,11 +275,11 @@ class Stream:
     def _number(self, epoch: _Epoch) -> int:
         return next(number for number, one in self._open.items() if one is epoch)
 
-    def _epoch_of(self, question_id: str) -> _Epoch:
-        for _, epoch in sorted(self._open.items()):
-            if question_id in epoch.in_flight:
+    def _epoch_of(self, question_id: str, number: int | None) -> _Epoch:
+        for one, epoch in sorted(self._open.items()):
+            if question_id in epoch.in_flight and number in (None, one):
                 return epoch
-        raise ValueError(f"question {question_id!r} is not in flight")
+        raise ValueError(f"question {question_id!r} is not in flight{'' if number is None else f' in epoch {number}'}")
 
     def _close(self) -> None:
         for number in [number for number, epoch in self._open.items() if epoch.over]:

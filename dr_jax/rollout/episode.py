@@ -158,7 +158,7 @@ async def run_episode(
         attempt: which one this is.
         watch: told what happens as it happens.
         opened: what `opening` returned, where siblings share it.
-        left: where an earlier session left it; it goes on from there, unless it had begun with another prompt.
+        left: where an earlier session left it; it goes on from there. It has to have begun with the same prompt.
         reached: told where it is, each time before the policy is asked.
     """
     ids = opening(question, actors, settings) if opened is None else tuple(opened)

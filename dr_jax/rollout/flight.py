@@ -180,5 +180,5 @@ class Flights:
         self._metrics.add("rollout/cancelled_episodes", flight.opened)
 
     def _retire(self, group: Group) -> None:
-        self._stream.give_back(group.question_id, failed=False)
+        self._stream.give_back(group.question_id, group.epoch, failed=False)
         self._metrics.add("rollout/stale_groups")

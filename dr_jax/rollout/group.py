@@ -72,7 +72,8 @@ async def run_group(
                 break
     if metrics is not None and len(ended) < size + spare:
         metrics.add("rollout/cancelled_siblings", size + spare - len(ended))
-    return Group(question.id, tuple(episode for _, episode in sorted(ended.items())), question.source)
+    episodes = tuple(episode for _, episode in sorted(ended.items()))
+    return Group(question.id, episodes, question.source, flight.draw.epoch)
 
 
 def _complete(ended: Mapping[int, Episode], size: int) -> bool:

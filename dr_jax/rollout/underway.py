@@ -9,24 +9,27 @@ Holds: a flight is drawn, given up and landed together with its question, so the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
+from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from dr_jax.base.metrics import Metrics
 from dr_jax.base.trace import logger
 from dr_jax.data.question import Question
 from dr_jax.data.stream import Draw, Stream
 from dr_jax.rollout.episode import Unfinished
-from dr_jax.tokens.policy import Begun, Continuing, Policy, RequestKey, Sampled, Sampling
+from dr_jax.tokens.policy import Begun, Continuing, Policy, RequestKey, Sampled, Sampling, joined
 from dr_jax.tokens.trajectory import Author, Episode, Trajectory
 
 _log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class UnfinishedSibling:
     """A sibling that has not ended.
 
     Args:
@@ -41,20 +44,22 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftGroup:
+class UnfinishedGroup:
     """A group that is not complete: what is kept of a flight.
 
     Args:
         question_id: of its question.
         epoch: in which it was drawn.
+        terms: by which its siblings speak and are rewarded; only siblings of the same terms can be compared.
         ended: siblings that have ended, by index; rewarded, or failed by the world.
         left: the others that have begun.
     """
 
     question_id: str
     epoch: int
+    terms: str = ""
     ended: dict[int, Episode] = field(default_factory=dict)
-    left: tuple[Left, ...] = ()
+    left: tuple[UnfinishedSibling, ...] = ()
 
     @property
     def oldest(self) -> int | None:
@@ -65,7 +70,7 @@ class LeftGroup:
         return min([*versions, *_versions(rows)], default=None)
 
 
-_LEFT = TypeAdapter(LeftGroup)
+_GROUP = TypeAdapter(UnfinishedGroup)
 
 
 class Flight:
@@ -76,8 +81,8 @@ class Flight:
         before: what an earlier session left of it.
     """
 
-    def __init__(self, draw: Draw, before: LeftGroup | None = None) -> None:
-        before = before or LeftGroup(draw.question.id, draw.epoch)
+    def __init__(self, draw: Draw, before: UnfinishedGroup | None = None) -> None:
+        before = before or UnfinishedGroup(draw.question.id, draw.epoch)
         self.draw, self.oldest = draw, before.oldest
         self.ended = dict(before.ended)
         self._spoken = {*before.ended, *(one.sibling for one in before.left)}
@@ -99,8 +104,9 @@ class Flight:
         rows = [one.trajectories[0] for one in self.ended.values()] + [one.trajectories[0] for one in self._reached.values()]
         if any(row.segments[0].ids != tuple(opened) for row in rows):
             _log.warning("question %s is begun again: it had begun with another prompt", self.draw.question.id)
-            self.ended.clear()
-            self._reached, self._drawn, self.oldest = {}, {}, None
+            for kept in (self.ended, self._spoken, self._reached, self._drawn):
+                kept.clear()
+            self.oldest = None
 
     def left(self, sibling: int) -> Unfinished | None:
         """Return how far an earlier session came with a sibling."""
@@ -116,14 +122,20 @@ class Flight:
         self._reached.pop(sibling, None)
         self._drawn.pop(sibling, None)
 
-    def so_far(self) -> LeftGroup:
-        """Return how far the group is."""
-        left = [Left(one, reached, _joined(self._drawn[one])) for one, reached in sorted(self._reached.items())]
-        return LeftGroup(self.draw.question.id, self.draw.epoch, dict(self.ended), tuple(left))
+    def so_far(self) -> Callable[[], UnfinishedGroup]:
+        """Return what tells how far the group is now, from any thread."""
+        ended, left = dict(self.ended), [(one, at, tuple(self._drawn[one])) for one, at in sorted(self._reached.items())]
+        draw = self.draw
+
+        def told() -> UnfinishedGroup:
+            siblings = tuple(UnfinishedSibling(one, reached, joined(drawn)) for one, reached, drawn in left)
+            return UnfinishedGroup(draw.question.id, draw.epoch, ended=ended, left=siblings)
+
+        return told
 
     def begun(self, sibling: int) -> Begun:
         """Return what was drawn of a sibling's request that is not answered yet."""
-        return _joined(self._drawn.get(sibling, ()))
+        return joined(self._drawn.get(sibling, ()))
 
     def tell(self, sibling: int, more: Begun) -> None:
         """Take note of what was drawn for a sibling; from any thread."""
@@ -163,13 +175,14 @@ class UnderWay:
 
     Args:
         stream: of questions.
+        terms: by which siblings speak and are rewarded in this session; see `UnfinishedGroup`.
         metrics: counts `rollout/resumed_groups`, the tokens that were drawn of them before as `rollout/resumed_tokens`.
     """
 
-    def __init__(self, stream: Stream, metrics: Metrics) -> None:
-        self._stream, self._metrics = stream, metrics
+    def __init__(self, stream: Stream, metrics: Metrics, terms: str = "") -> None:
+        self._stream, self._metrics, self._terms = stream, metrics, terms
         self._flights: dict[Flight, None] = {}  # in the order in which they were begun
-        self._left: list[tuple[Question, LeftGroup]] = []
+        self._left: list[tuple[Question, UnfinishedGroup]] = []
 
     def next(self, oldest: int) -> Flight:
         """Draw a question, or take up a group that an earlier session has left.
@@ -188,7 +201,7 @@ class UnderWay:
     def give_up(self, flight: Flight) -> None:
         """Let go of a group that will not be complete; its question is drawn again."""
         del self._flights[flight]
-        self._stream.give_back(flight.draw.question.id, failed=False)
+        self._stream.give_back(flight.draw.question.id, flight.draw.epoch, failed=False)
 
     def give_up_all(self) -> int:
         """Let go of all that have not ended; return how many there were."""
@@ -199,10 +212,10 @@ class UnderWay:
 
     def state(self) -> Callable[[], list[str]]:
         """Return what turns the groups under way, as they are now, into a JSON text each; from any thread."""
-        now = [*(group for _, group in self._left), *(flight.so_far() for flight in self._flights)]
-        return lambda: [_LEFT.dump_json(group).decode() for group in now]
+        left, flying = [group for _, group in self._left], [flight.so_far() for flight in self._flights]
+        return lambda: [as_json(_GROUP, replace(group, terms=self._terms)) for group in chain(left, (one() for one in flying))]
 
-    def restore(self, groups: Iterable[LeftGroup], questions: dict[str, Question]) -> None:
+    def restore(self, groups: Iterable[UnfinishedGroup], questions: dict[str, Question]) -> None:
         """Go on with these groups before anything new is drawn.
 
         Args:
@@ -211,11 +224,26 @@ class UnderWay:
         """
         self._left = [(questions[group.question_id], group) for group in groups]
 
+    def read(self, texts: Iterable[str]) -> list[UnfinishedGroup]:
+        """Read what `state` has made; without groups that were begun by other terms, which have to begin again.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        groups = [_GROUP.validate_json(text) for text in texts]
+        kept = [group for group in groups if group.terms == self._terms]
+        if len(kept) < len(groups):
+            _log.warning(
+                "%d unfinished groups are begun again: episode, reward or the size of a group were set otherwise",
+                len(groups) - len(kept),
+            )
+        return kept
+
     def _taken_up(self, oldest: int) -> Flight | None:
         while self._left:
             question, group = self._left.pop(0)
             if group.oldest is not None and group.oldest < oldest:
-                self._stream.give_back(question.id, failed=False)
+                self._stream.give_back(question.id, group.epoch, failed=False)
                 self._metrics.add("rollout/stale_groups")
                 continue
             self._metrics.add("rollout/resumed_groups")
@@ -224,21 +252,9 @@ class UnderWay:
         return None
 
 
-def parsed(texts: Iterable[str]) -> list[LeftGroup]:
-    """Read what `UnderWay.state` has made.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    return [_LEFT.validate_json(text) for text in texts]
-
-
-def _joined(drawn: Sequence[Begun]) -> Begun:
-    parts = tuple(drawn)  # the engine's thread appends
-    if len(parts) == 1:
-        return parts[0]
-    ids, logprobs, versions = ([x for part in parts for x in getattr(part, name)] for name in ("ids", "logprobs", "versions"))
-    return Begun(tuple(ids), tuple(logprobs), tuple(versions))
+def as_json(adapter: TypeAdapter[Any], value: Any) -> str:
+    """Write a value as JSON that reads back as it was: also numbers that are not finite, which a broken model draws with."""
+    return to_json(adapter.dump_python(value), inf_nan_mode="constants").decode()
 
 
 def _versions(rows: Iterable[Trajectory]) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol, runtime_checkable
 
 from dr_jax.tokens.trajectory import Author, Segment
@@ -127,6 +128,15 @@ class Policy(Protocol):
             DrJaxError: the policy stopped; nothing was drawn.
         """
         ...
+
+
+def joined(drawn: Sequence[Begun]) -> Begun:
+    """Return what was drawn in so many pieces as one, in time that grows with its length alone."""
+    parts = tuple(drawn)  # another thread may append
+    if len(parts) == 1:
+        return parts[0]
+    names = ("ids", "logprobs", "versions")
+    return Begun(*(tuple(chain.from_iterable(getattr(part, name) for part in parts)) for name in names))
 
 
 Told = Callable[[Begun], None]

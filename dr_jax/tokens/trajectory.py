@@ -180,11 +180,13 @@ class Group:
         question_id: the question's id.
         episodes: every sibling, WORLD_FAILED ones included: they are counted, and left out by `trainable`.
         source: the question's source, for metrics.
+        epoch: in which the question was drawn; it may be out in two at once.
     """
 
     question_id: str
     episodes: tuple[Episode, ...]
     source: str = ""
+    epoch: int = 0
 
     def __post_init__(self) -> None:
         strays = {episode.question_id for episode in self.episodes} - {self.question_id}

@@ -121,7 +121,7 @@ async def _loop(run: Run, done: Progress, report: Report | Unwritten, episodes: 
                 told("step", done.step, numbers)
                 if run.settings.checkpoint.every and done.step % run.settings.checkpoint.every == 0:
                     await asyncio.to_thread(run.copied)  # first: a checkpoint's rows and episodes are never behind it
-                    own = await _whole(asyncio.to_thread(states.known(run, done)))
+                    own = await _whole(asyncio.to_thread(states.snapshot(run, done)))
                     await _whole(asyncio.to_thread(run.together.exchange, None, own))
                     await _whole(asyncio.to_thread(states.save, run, done, own))  # a bucket may let it wait for the last one
                 await _whole(asyncio.to_thread(states.note, run, states.books(run, done)))
@@ -129,7 +129,7 @@ async def _loop(run: Run, done: Progress, report: Report | Unwritten, episodes: 
         report.measured(done.step, done.after)
     finally:
         done.wall_s = time.perf_counter() - clock
-        why, own = reason(sys.exception()), states.known(run, done)()
+        why, own = reason(sys.exception()), states.last(run, done)
         states.note(run, own)
         if await _whole(asyncio.to_thread(run.together.leave, why, own)) and done.step:
             states.save(run, done, own)

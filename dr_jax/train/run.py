@@ -165,7 +165,7 @@ class Run(Stage):
         self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh) // self.together.count
         self.stream = Stream(list(questions), settings.seed, share=(self.together.index, self.together.count))
-        self.under_way = UnderWay(self.stream, self.metrics)
+        self.under_way = UnderWay(self.stream, self.metrics, settings.terms)
         self.harvest = Harvest(settings.rollout.groups, self.metrics, at_once=settings.rollout.at_once)
         self._mirror: Mirror | None = None
 
@@ -234,14 +234,14 @@ class Run(Stage):
         if settings.drains:
             while True:
                 for group in harvest.retire(self.version - settings.staleness):  # of a run that was stopped with another bound
-                    self.stream.give_back(group.question_id, failed=False)
+                    self.stream.give_back(group.question_id, group.epoch, failed=False)
                     self.metrics.add("rollout/stale_groups")
                 try:
                     async with self.together.hurried():
                         await self._drained()
                 except HurriedError:
                     self.metrics.add("rollout/hurried_groups", self.under_way.give_up_all())
-                harvest.waiting.sort(key=lambda group: self.stream.place(group.question_id))
+                harvest.waiting.sort(key=lambda group: self.stream.place(group.question_id, group.epoch))
                 yield harvest.take()
         flights = Flights(
             self.stream,
@@ -275,9 +275,9 @@ class Run(Stage):
         """Tell the stream what became of these groups' questions: trained on, or to be drawn again."""
         for group in groups:
             if group.trainable:
-                self.stream.mark_trained(group.question_id)
+                self.stream.mark_trained(group.question_id, group.epoch)
             else:
-                self.stream.give_back(group.question_id)
+                self.stream.give_back(group.question_id, group.epoch)
 
     async def _group(self, flight: Flight) -> Group:
         start = time.monotonic()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Literal
 
 from dr_jax.agent.prompt import PromptSettings
 from dr_jax.agent.reading import ReaderSettings
 from dr_jax.agent.tools import ToolSettings
+from dr_jax.base.config import to_tree
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.batch import BatchSettings
 from dr_jax.learn.losses import LossSettings
@@ -270,3 +272,10 @@ class Settings:
             raise ValueError(
                 "muon orthogonalises whole matrices and lora.rank trains factors of them; optimizer.name = adamw is needed"
             )
+
+    @property
+    def terms(self) -> str:
+        """By which the siblings of a group speak and are rewarded, as text: only those of the same terms can be compared."""
+        episode = {name: value for name, value in to_tree(self.episode).items() if not name.endswith("_s")}
+        group = {"size": self.rollout.group_size, "spare": self.rollout.spare}
+        return json.dumps({"episode": episode, "reward": to_tree(self.reward), "group": group}, sort_keys=True)

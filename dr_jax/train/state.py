@@ -12,20 +12,20 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from dr_jax.base.errors import ConfigError
+from dr_jax.base.errors import CheckpointError, ConfigError
 from dr_jax.base.trace import logger
 from dr_jax.model import hf
 from dr_jax.model.decoder import Weights
 from dr_jax.model.sizes import Sizes
-from dr_jax.rollout import underway
 from dr_jax.rollout.record import EpisodeWriter, cut, episode_files, numbered
+from dr_jax.rollout.underway import as_json
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.tokenizer import Tokenizer
 from dr_jax.tokens.trajectory import Episode, Group
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 _log = logger(__name__)
 _GROUP = TypeAdapter(Group)
 _NOTED = "progress.json"
-_Kept = TypeVar("_Kept", Group, underway.LeftGroup)
 
 
 @dataclass(slots=True)
@@ -68,12 +67,12 @@ def save(run: Run, progress: Progress, own: dict[str, Any]) -> None:
     Args:
         run: its device state.
         progress: how far it is.
-        own: what `known` tells of this process.
+        own: what `snapshot` tells of this process.
     """
     run.checkpoints.save(progress.step, run.state, {**own, "others": others} if (others := run.together.parcels()) else own)
 
 
-def known(run: Run, progress: Progress) -> Callable[[], dict[str, Any]]:
+def snapshot(run: Run, progress: Progress) -> Callable[[], dict[str, Any]]:
     """Return what puts into JSON values what this process knows now and no device does.
 
     Groups that wait or are under way are most of it. What they hold now does not change, so this may be called from any
@@ -81,7 +80,17 @@ def known(run: Run, progress: Progress) -> Callable[[], dict[str, Any]]:
     takes; so is writing those texts, where writing all their numbers at once would stop everybody.
     """
     own, waiting, left = books(run, progress), list(run.harvest.waiting), run.under_way.state()
-    return lambda: {**own, "waiting": [_GROUP.dump_json(group).decode() for group in waiting], "left": left()}
+    return lambda: {**own, "waiting": [as_json(_GROUP, group) for group in waiting], "left": left()}
+
+
+def last(run: Run, progress: Progress) -> dict[str, Any]:
+    """Return what `snapshot` tells at a run's end; without groups, if one has a fault: then their questions are drawn again."""
+    try:
+        return snapshot(run, progress)()
+    # Whatever a person's own reward or tool has put into an episode: weights and books are saved all the same.
+    except Exception:  # noqa: BLE001
+        _log.exception("groups that wait or are under way cannot be saved, and are begun again by a resume")
+        return {**books(run, progress), "waiting": [], "left": []}
 
 
 def books(run: Run, progress: Progress) -> dict[str, Any]:
@@ -94,7 +103,7 @@ def note(run: Run, own: dict[str, Any]) -> None:
 
     Args:
         run: whose.
-        own: `books`; or what `known` tells, when the run ends: groups that ended since the checkpoint of the same step, and
+        own: `books`; or what `snapshot` tells, when the run ends: groups that ended since the checkpoint of the same step, and
             those under way, are kept then.
     """
     write_json(run.directory / numbered(_NOTED, run.together.index), own, indent=None)
@@ -131,23 +140,20 @@ def restore(run: Run) -> Progress:
     run.purse.start()
     if not known:
         return Progress(before=noteds[0]["progress"]["before"] if noteds[0] else None)
-    waiting = [_GROUP.validate_json(group) for one in known for group in one["waiting"]]
-    left = underway.parsed(group for one in known for group in one["left"])
-    held = [group.question_id for group in waiting] + [group.question_id for group in left]
-    own = Counter(run.stream.restore(*(one["stream"] for one in known), held=held))
-    run.harvest.waiting += _taken(own, waiting)
-    run.under_way.restore(_taken(own, left), run.questions)
+    try:
+        waiting = [_GROUP.validate_json(group) for one in known for group in one["waiting"]]
+        left = run.under_way.read(group for one in known for group in one["left"])
+    except (KeyError, ValueError) as error:  # pydantic's is a ValueError
+        raise CheckpointError(
+            f"The groups in the checkpoint of step {known[0]['progress']['step']} cannot be read: {error!r}"[:400],
+            needed="a checkpoint that this version of dr_jax wrote",
+            fix="resume with the version that wrote it, or start under another name",
+        ) from error
+    held = {(group.question_id, group.epoch) for group in waiting} | {(group.question_id, group.epoch) for group in left}
+    own = run.stream.restore(*(one["stream"] for one in known), held=held)
+    run.harvest.waiting += [group for group in waiting if (group.question_id, group.epoch) in own]
+    run.under_way.restore([group for group in left if (group.question_id, group.epoch) in own], run.questions)
     return Progress(**known[0]["progress"])
-
-
-def _taken(own: Counter[str], groups: Iterable[_Kept]) -> list[_Kept]:
-    """Take the groups of this process's questions, which are counted, each once."""
-    taken: list[_Kept] = []
-    for group in groups:
-        if own[group.question_id]:
-            own[group.question_id] -= 1
-            taken.append(group)
-    return taken
 
 
 def _of_one_moment(noteds: Sequence[dict[str, Any] | None], step: int) -> bool:

@@ -57,7 +57,7 @@ def test_what_is_held_with_the_checkpoint_is_not_drawn_again() -> None:
     stream = Stream(questions(3), seed=4)
     drawn = [stream.next().question.id for _ in range(3)]
     resumed = Stream(questions(3), seed=4)
-    resumed.restore(stream.state(), held=[drawn[0]])
+    resumed.restore(stream.state(), held=[(drawn[0], 0)])
     assert [resumed.next().question.id for _ in range(2)] == drawn[1:]
     for name in drawn:
         resumed.mark_trained(name)
@@ -68,11 +68,16 @@ def test_a_question_that_is_held_for_two_epochs_stays_out_in_both() -> None:
     stream = Stream(questions(1))
     assert [(draw.question.id, draw.epoch) for draw in (stream.next(), stream.next())] == [("q0", 0), ("q0", 1)]
     resumed = Stream(questions(1))
-    resumed.restore(stream.state(), held=["q0", "q0"])
+    resumed.restore(stream.state(), held=[("q0", 0), ("q0", 1)])
     assert resumed.in_flight == 2
-    for _ in range(2):
-        resumed.mark_trained("q0")
+    resumed.mark_trained("q0", 1)
+    assert resumed.in_flight == 1
+    resumed.give_back("q0", 0, failed=False)
+    assert resumed.next().epoch == 0
+    resumed.mark_trained("q0", 0)
     assert resumed.next().epoch == 2
+    with pytest.raises(ValueError, match="'q0' is not in flight in epoch 0"):
+        resumed.mark_trained("q0", 0)
 
 
 def test_a_question_that_the_world_fails_is_drawn_again_a_few_times() -> None:
@@ -191,29 +196,30 @@ def test_7_another_number_of_streams_goes_on_with_what_is_not_trained_yet(
     """Each of the streams before trains a random part, and holds some finished and some not; the streams after do the rest."""
     trained = Counter[tuple[int, str]]()
 
-    def train(stream: Stream, question_id: str) -> None:  # one that is out twice is trained for the older epoch first
-        trained[stream.place(question_id)[0], question_id] += 1
-        stream.mark_trained(question_id)
+    def train(stream: Stream, question_id: str, epoch: int) -> None:
+        trained[epoch, question_id] += 1
+        stream.mark_trained(question_id, epoch)
 
-    streams, held = shared(count, before), list[str]()
+    streams, held = shared(count, before), list[tuple[str, int]]()
     for stream in streams:
         for _ in range(rng.randrange(2 * count // before)):
             draw = stream.next()
             fate = rng.choice(["trained", "held", "unfinished", "failed"])
             if fate == "trained":
-                train(stream, draw.question.id)
+                train(stream, draw.question.id, draw.epoch)
             elif fate == "held":
-                held.append(draw.question.id)
+                held.append((draw.question.id, draw.epoch))
             elif fate == "failed":
-                stream.give_back(draw.question.id, failed=False)
+                stream.give_back(draw.question.id, draw.epoch, failed=False)
     states = json.loads(json.dumps([stream.state() for stream in streams]))
-    streams, own = shared(count, after), list[str]()
+    streams, own = shared(count, after), list[tuple[str, int]]()
     for stream in streams:
         mine = stream.restore(*states, held=held)
         own += mine
-        for question_id in mine:
-            train(stream, question_id)
+        for question_id, epoch in mine:
+            train(stream, question_id, epoch)
         while stream.epoch < 3:
-            train(stream, stream.next().question.id)
+            draw = stream.next()
+            train(stream, draw.question.id, draw.epoch)
     assert sorted(own) == sorted(held), "a finished group was lost"
     assert trained == Counter({(epoch, one.id): 1 for epoch in range(3) for one in questions(count)})

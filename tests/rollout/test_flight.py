@@ -70,7 +70,7 @@ class Bench:
             ended = Episode(f"{name}.{sibling}", name, (spoken,), Outcome.ANSWERED, answer="x")
             episodes.append(ended.rewarded({"f1": float(sibling)}))
         self.ended.append(name)
-        return Group(name, tuple(episodes))
+        return Group(name, tuple(episodes), epoch=flight.draw.epoch)
 
     async def update(self, seconds: float = 0.0) -> list[Group]:
         """Take groups, learn for a while, settle."""
@@ -81,7 +81,7 @@ class Bench:
         await asyncio.sleep(seconds)
         self.policy.version += 1
         for group in taken:
-            self.stream.mark_trained(group.question_id)
+            self.stream.mark_trained(group.question_id, group.epoch)
         return taken
 
 
@@ -159,8 +159,8 @@ async def test_7_and_9_whatever_happens_when(seed: int) -> None:
             await asyncio.sleep(chance.choice([0.0, 0.01, 0.05]))
             bench.policy.version += 1
             for group in taken:
-                trained[bench.stream.place(group.question_id)[0], group.question_id] += 1
-                bench.stream.mark_trained(group.question_id)
+                trained[group.epoch, group.question_id] += 1
+                bench.stream.mark_trained(group.question_id, group.epoch)
     for epoch in range(2):
         assert {name for at, name in trained if at == epoch} == {str(number) for number in range(30)}, "a question was lost"
     assert set(trained.values()) == {1}, "a question was trained twice"

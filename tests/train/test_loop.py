@@ -20,7 +20,7 @@ from dr_jax.base.errors import CheckpointError, ConfigError, MismatchError
 from dr_jax.model import hf
 from dr_jax.model.decoder import initial
 from dr_jax.rollout.record import read_episodes
-from dr_jax.rollout.underway import Flight, parsed
+from dr_jax.rollout.underway import Flight
 from dr_jax.tokens import vocabulary
 from dr_jax.tokens.policy import Begun
 from dr_jax.train.checkpoint import Checkpoints
@@ -144,7 +144,7 @@ async def test_what_was_finished_and_measured_before_an_interruption_is_not_done
     assert noted["progress"]["step"] == 1
     assert noted["waiting"]
     kept = sum(len(json.loads(group)["episodes"]) for group in noted["waiting"])
-    kept += sum(len(group.ended) for group in parsed(noted["left"]))
+    kept += sum(len(json.loads(group)["ended"]) for group in noted["left"])
     assert kept == len(parts.EPISODES) - 4 >= 3, "of the second update; the first took four"
     phases: list[str] = []
     await train(one_by_one, resume=True, told=lambda phase, index, _: phases.append(f"{phase} {index}"))
@@ -171,7 +171,7 @@ async def test_ids_that_were_drawn_of_a_turn_before_an_interruption_are_not_draw
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(train(settings, told=silent))
     noted = json.loads((tmp_path / "run" / "progress.json").read_text())
-    begun = sum(len(one.begun.ids) for group in parsed(noted["left"]) for one in group.left)
+    begun = sum(len(one["begun"]["ids"]) for group in noted["left"] for one in json.loads(group)["left"])
     assert begun, "it was not interrupted in the middle of a turn"
     before, told["ids"] = drawn_of(tmp_path / "run") + begun, 0
     await train(settings, resume=True, told=silent)
@@ -181,6 +181,16 @@ async def test_ids_that_were_drawn_of_a_turn_before_an_interruption_are_not_draw
     assert before + after == drawn_of(tmp_path / "whole")
     assert ids_of(tmp_path / "run") == ids_of(tmp_path / "whole")
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "whole"), rtol=1e-5)
+
+
+async def test_a_checkpoint_of_another_version_is_told_from_a_broken_one(settings: Settings, tmp_path: Path) -> None:
+    short = dataclasses.replace(settings, steps=1)
+    await train(short, told=silent)
+    path = tmp_path / "run" / "checkpoints" / "1" / "host" / "metadata"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "left"}))
+    (tmp_path / "run" / "progress.json").unlink()
+    with pytest.raises(CheckpointError, match=r"of step 1 cannot be read: KeyError\('left'\).*version of dr_jax wrote"):
+        await train(dataclasses.replace(short, steps=2), resume=True, told=silent)
 
 
 async def test_episodes_go_on_while_a_checkpoint_waits_for_its_place(

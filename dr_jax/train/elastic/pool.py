@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from dr_jax.base.errors import DrJaxError
 from dr_jax.base.metrics import Metrics
 from dr_jax.base.trace import logger
-from dr_jax.tokens.policy import Begun, Policy, RequestKey, Sampled, Sampling, Told
+from dr_jax.tokens.policy import Begun, Policy, RequestKey, Sampled, Sampling, Told, joined
 from dr_jax.train.elastic.hand import Hand
 from dr_jax.train.elastic.wire import LostError
 
@@ -126,9 +126,10 @@ class Pool:
             DesertedError: there was nobody to draw for too long.
         """
 
+        drawn = [begun]
+
         def noted(more: Begun) -> None:
-            nonlocal begun
-            begun = begun.then(more)
+            drawn.append(more)
             if told is not None:
                 told(more)
 
@@ -137,6 +138,7 @@ class Pool:
             try:
                 return await seat.hand.sample(prompt_ids, sampling, key, begun, noted)
             except LostError as error:
+                begun = joined(drawn)
                 self._metrics.add("rollout/migrated")
                 self._metrics.add("rollout/carried_tokens", len(begun.ids))
                 _log.debug("%s goes on elsewhere after %d ids: %s", key, len(begun.ids), error)
