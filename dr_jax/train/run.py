@@ -152,6 +152,10 @@ class Run(Stage):
         self.trained = trained(stage.settings, actor)
         optimizer = make_optimizer(stage.settings.optimizer, self.trained.axes, steps=stage.settings.steps)
         self.state: State = begin(self.trained.first, optimizer)
+        self.reference: Weights | None = actor.weights if stage.settings.loss.needs_reference else None
+        if self.trained.first is not self.reference:  # the state has copies, and the first ones would lie there to the end
+            for weight in self.trained.first.values():
+                weight.delete()
         learner = Learner(stage.settings, self.trained, self.state, optimizer, actor.mesh)
         self.choice = fitted(learner, actor, stage.reading, together, before)
         self.agreed = self.choice.applied(stage.settings) if self.choice else stage.settings
@@ -160,7 +164,6 @@ class Run(Stage):
         forward = self.trained.forward(settings, self.agreed.remat)
         self.update = make_update(forward, settings.loss, optimizer, self.state, self.trained.frozen)
         self.train, self.total = train, Total(settings.reward)
-        self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
         self.rows_multiple = row_ways(actor.mesh) // self.together.count
         self.stream = Stream(list(questions), settings.seed, share=(self.together.index, self.together.count))
         self.harvest = Harvest(settings.rollout.groups, self.metrics, at_once=settings.rollout.at_once)
