@@ -249,7 +249,7 @@ class Programs:
         def nothing(weights: Weights) -> Weights:
             return jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)
 
-        def add(
+        def add_gradient(
             gradient: Weights,
             weights: Weights,
             frozen: Weights,
@@ -278,7 +278,9 @@ class Programs:
 
         self.nothing = jax.jit(nothing, out_shardings=places.weights)
         options = _compiled_for(example.weights)
-        self.add = jax.jit(add, donate_argnums=(0,), out_shardings=(places.weights, places.step), compiler_options=options)
+        self.add = jax.jit(
+            add_gradient, donate_argnums=(0,), out_shardings=(places.weights, places.step), compiler_options=options
+        )
         self.apply = jax.jit(apply, donate_argnums=(0, 1), out_shardings=(places.weights, places.optimizer, places.step))
 
 

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dr_jax.base.errors import CapacityError
 from dr_jax.base.trace import logger
 from dr_jax.learn.update import Programs, State
 from dr_jax.model.decoder import Remat
 from dr_jax.sharding.place import bytes_of, row_ways
+from dr_jax.sharding.rules import RULES
 from dr_jax.train.actor import Actor, ReadingModel
 from dr_jax.train.ahead import abstract_batch
 from dr_jax.train.room import GIB, Room, room
@@ -152,7 +153,11 @@ class Learner:
         """
         loss, length, cut = self.settings.loss, self.settings.batch.lengths[-1], self.mesh.shape["sequence"]
         batch = abstract_batch(rows * cut, length // cut, self.mesh)
-        told = tuple(batch.weights if wanted else None for wanted in (loss.needs_reference, loss.needs_start))
+        over = tuple(axis for axis in RULES["row"].over if self.mesh.shape[axis] > 1)  # as the compiler names where scores lie
+        score = jax.ShapeDtypeStruct(
+            batch.weights.shape, jnp.float32, sharding=NamedSharding(self.mesh, PartitionSpec(over or None))
+        )
+        told = tuple(score if wanted else None for wanted in (loss.needs_reference, loss.needs_start))
         sums, weights = self._sums, self.state.weights
         given = (sums, weights, self.trained.frozen or {}, batch, *told, self.state.step, np.float32(1))
         return _compiled(self._programs(remat).add, given, self.mesh) + bytes_of((sums, batch, told))

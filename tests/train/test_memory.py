@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from dr_jax.base.errors import CapacityError
 from dr_jax.engine.engine import Engine
 from dr_jax.engine.settings import memory_bytes
+from dr_jax.learn.batch import empty
 from dr_jax.learn.optimizer import make_optimizer
-from dr_jax.learn.update import begin
-from dr_jax.model.decoder import Remat, Weights, merged
+from dr_jax.learn.update import begin, make_update
+from dr_jax.model.decoder import Remat, Weights, describe, merged
 from dr_jax.model.load import load
 from dr_jax.model.sizes import Sizes
-from dr_jax.sharding.mesh import make_mesh
+from dr_jax.sharding.mesh import MeshSettings, make_mesh
+from dr_jax.sharding.place import place_rows
 from dr_jax.tokens.chat import Chat
 from dr_jax.train.actor import Actor
 from dr_jax.train.ahead import Found, analysed, update_programs
@@ -35,7 +39,7 @@ from dr_jax.train.report import read_metrics
 from dr_jax.train.room import GIB, host_free, room
 from dr_jax.train.settings import Settings
 from dr_jax.train.together import Together
-from dr_jax.train.trained import trained
+from dr_jax.train.trained import Trained, trained
 from tests.fakes import small_tokenizer
 from tests.train.processes import start
 
@@ -115,6 +119,34 @@ def chosen(settings: Settings, policy: tuple[Sizes, Weights, Mesh]) -> Iterator[
             return found
 
         yield choose
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Path]:
+    """A place for compiled programs that is empty."""
+    options = {"jax_compilation_cache_dir": str(tmp_path), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in options}
+    for values in (options, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is options:
+            yield tmp_path
+
+
+def test_the_run_finds_compiled_what_was_asked_about(settings: Settings, policy_directory: Path, cache: Path) -> None:
+    told = changed(settings, {}, loss={"kl": "k3"}, batch={"rows": 2})
+    mesh = make_mesh(MeshSettings(fsdp=2, tensor=2), jax.devices()[:4])
+    sizes, weights = load(str(policy_directory), mesh=mesh, dtype=jnp.dtype("float32"), seed=0)
+    whole = Trained(sizes, weights, {name: spec.axes for name, spec in describe(sizes).items()})
+    optimizer = make_optimizer(told.optimizer, whole.axes, steps=3)
+    state = begin(weights, optimizer)
+    learner = Learner(told, whole, state, optimizer, mesh)
+    assert learner.gradient_bytes("products", 2) > learner.step_bytes() > 0
+    update = make_update(whole.forward(told, "products"), told.loss, optimizer, state)
+    update(state, [place_rows(empty(2, 160), mesh)], reference_weights=weights)
+    made = Counter(path.name.partition("-")[0] for path in cache.glob("*-cache"))
+    assert (made["jit_add_gradient"], made["jit_apply"]) == (1, 1)
 
 
 def test_rows_are_doubled_up_to_what_is_enough(settings: Settings) -> None:
