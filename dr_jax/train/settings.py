@@ -12,7 +12,6 @@ from dr_jax.engine.settings import EngineSettings
 from dr_jax.learn.batch import BatchSettings
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings
-from dr_jax.model.decoder import Remat
 from dr_jax.model.lora import LoraSettings
 from dr_jax.model.packed import How
 from dr_jax.model.sizes import NAMED
@@ -244,7 +243,7 @@ class Settings:
     steps: int = 20
     mismatch_gate: float = 1e-3
     advantage: str = "standardized"
-    remat: Remat | Literal["auto"] = "none"
+    remat: Literal["none", "products", "full", "auto"] = "none"
     memory_gib: float = 0.0
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
