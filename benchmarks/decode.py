@@ -9,16 +9,14 @@ Out:   a table, and `results/decode_WORK.json`
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.peers import python_of
 from benchmarks.result import RESULTS, Spread, write
-from benchmarks.side import Side, SideError
+from benchmarks.side import sides
 from benchmarks.workload import MODELS, decode_work
 
 SIDES = {"dr_jax": "ours", "tunix": "tunix", "transformers": "torch"}
@@ -41,23 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(work: str, model: str, rounds: int, names: Sequence[str]) -> dict[str, Spread]:
     """Return tokens per second of every side that can do the work."""
-    sides: list[Side] = []
-    try:
-        for name in names:
-            kind = SIDES[name]
-            python = sys.executable if kind == "ours" else python_of(kind)
-            try:
-                sides.append(Side(name, python, f"benchmarks.sides.decode_{kind}", {"work": work, "model": model}))
-            except SideError as error:
-                print(error, file=sys.stderr)
-        speeds: dict[str, list[float]] = {side.name: [] for side in sides}
+    with sides("decode", SIDES, names, {"work": work, "model": model}) as started:
+        speeds: dict[str, list[float]] = {side.name: [] for side in started}
         for _ in track(range(rounds), description=work, console=Console(stderr=True)):
-            for side in sides:
+            for side in started:
                 found = side.go()
                 speeds[side.name].append(found["tokens"] / found["seconds"])
-    finally:
-        for side in sides:
-            side.close()
     return {name: Spread.of(found, "tokens/s") for name, found in speeds.items()}
 
 

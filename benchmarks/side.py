@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,33 @@ class Side:
         assert self._process.stderr is not None
         self._process.wait()
         raise SideError(f"{self.name} ended with {self._process.returncode}: {self._process.stderr.read()[-2000:]}")
+
+
+@contextmanager
+def sides(bench: str, kinds: Mapping[str, str], names: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Side]]:
+    """Start sides and end them afterwards; one that cannot do the work says so and is left out.
+
+    Args:
+        bench: such as `decode`: their modules are `benchmarks.sides.decode_KIND`.
+        kinds: of all sides, by name; `ours` runs in this environment, the others in their own.
+        names: which to start.
+        options: what each is told.
+    """
+    from benchmarks.peers import python_of  # here: peers import this module in environments of their own
+
+    with ExitStack() as stack:
+        started: list[Side] = []
+        for name in names:
+            kind = kinds[name]
+            python = sys.executable if kind == "ours" else python_of(kind)
+            try:
+                side = Side(name, python, f"benchmarks.sides.{bench}_{kind}", options)
+            except SideError as error:
+                print(error, file=sys.stderr)
+                continue
+            stack.callback(side.close)
+            started.append(side)
+        yield started
 
 
 def serve(prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[[], dict[str, Any]]]]) -> None:

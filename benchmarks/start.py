@@ -1,8 +1,8 @@
-"""How long a run takes to its first episode, the first time and again: `python -m benchmarks.start [CONFIG]`.
+"""How long a run takes to its first token and episode, the first time and again: `python -m benchmarks.start [CONFIG]`.
 
 Work:  `dr-jax train`'s own loop with a smaller evaluation and one update, each time a new process and a new run
-Sides: with the compiled programs of an earlier start; without any. From the command to the end of the first episode, which is
-       later than the first token
+Sides: with the compiled programs of an earlier start; without any. From the command to the first id that reaches whoever asked
+       for it, several being drawn in one call, and to the end of the first episode
 Out:   a table with what was compiled and what was loaded, and `results/start.json`
 """
 
@@ -37,13 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rounds = track(range(told.rounds + 1), description="start", console=Console(stderr=True))
         first, *again = [_started(told.config, Path(folder), number) for number in rounds]
-    table = Table(title=f"{told.config}: seconds from the command to the end of the first episode")
-    for column in ("start", "seconds", "least", "most", "programs compiled", "loaded"):
-        table.add_column(column, justify="left" if column == "start" else "right")
-    sides = {name: Spread.of([one["first_s"] for one in some], "s") for name, some in (("again", again), ("first", [first]))}
-    for name, some in (("first", [first]), ("again", again)):
+    table = Table(title=f"{told.config}: seconds from the command")
+    for column in ("start", "until", "seconds", "least", "most", "programs compiled", "loaded"):
+        table.add_column(column, justify="left" if column in ("start", "until") else "right")
+    sides: dict[str, Spread] = {}
+    for name, some in (("again", again), ("first", [first])):
         counts = [str(max(one[what] for one in some)) for what in ("compiled", "loaded")]
-        table.add_row(name, *(f"{getattr(sides[name], what):.1f}" for what in ("median", "min", "max")), *counts)
+        for until, what, side in (("the first episode", "first_s", name), ("the first token", "token_s", f"{name}, token")):
+            sides[side] = spread = Spread.of([one[what] for one in some], "s")
+            table.add_row(name, until, *(f"{value:.1f}" for value in (spread.median, spread.min, spread.max)), *counts)
     Console().print(table)
     print(f"written to {write('start', sides, ('jax',))}")
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.peers import python_of
 from benchmarks.result import RESULTS, Spread, write
-from benchmarks.side import Side, SideError
+from benchmarks.side import sides
 from benchmarks.workload import MODELS, update_work, useful_flops
 
 SIDES = {"dr_jax": "ours", "tunix": "tunix", "torch": "torch"}
@@ -67,26 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(work: str, model: str, rounds: int, names: Sequence[str]) -> Measured:
     """Let every side that can do the work do it in turn."""
-    sides: list[Side] = []
-    try:
-        for name in names:
-            kind = SIDES[name]
-            python = sys.executable if kind == "ours" else python_of(kind)
-            try:
-                sides.append(Side(name, python, f"benchmarks.sides.update_{kind}", {"work": work, "model": model}))
-            except SideError as error:
-                print(error, file=sys.stderr)
-        measured = Measured({side.name: [] for side in sides})
+    with sides("update", SIDES, names, {"work": work, "model": model}) as started:
+        measured = Measured({side.name: [] for side in started})
         for _ in track(range(rounds), description=work, console=Console(stderr=True)):
-            for side in sides:
+            for side in started:
                 found = side.go()
                 measured.seconds[side.name].append(found["seconds"])
                 if "peak" in found:
                     measured.peaks.append(found["peak"])
                     measured.occupancy = found["occupancy"]
-    finally:
-        for side in sides:
-            side.close()
     return measured
 
 

@@ -55,7 +55,8 @@ def _show(found: Forecast, console: Console, assumed: list[str]) -> None:
     hosts = f"{found.processes} process{'es' if found.processes > 1 else ''}"
     console.print(
         f"[bold]{found.name}[/bold]: {found.chips} chips, {hosts}; {found.model}; update on {meshes or 'one chip'}, "
-        f"rows of {rows}; an engine for each process on {' x '.join(map(str, found.sampling.values()))} chips",
+        f"rows of {rows}, remat = {found.settings.remat}; "
+        f"an engine for each process on {' x '.join(map(str, found.sampling.values()))} chips",
         highlight=False,
     )
     for table in (_memory(found), _programs(found), _sent(found)):

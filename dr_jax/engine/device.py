@@ -86,7 +86,7 @@ class Device:
         )
         ways = sizes.kv_heads // self._programs.pools.k_LKPWC.shard_shape((1, sizes.kv_heads, 1, 1, 1))[1]
         refuse_too_large(settings, sizes, everywhere.addressable_devices, ways)
-        self._pools = self._programs.empty_pools(settings.page_count, settings.page_size, settings.dtype)
+        self.pools = self._programs.empty_pools(settings.page_count, settings.page_size, settings.dtype)
 
     def fitted(self, weights: Weights) -> Laid:
         """Return weights where and as the programs expect them; no copy where they lie so already.
@@ -110,12 +110,12 @@ class Device:
             pages_N2 = np.zeros((COPIES, 2), np.int32)  # scratch to scratch where there is nothing to copy
             some = copies[start : start + COPIES]
             pages_N2[: len(some)] = some
-            self._pools = self._programs.copy(self._pools, self._programs.place(pages_N2))
+            self.pools = self._programs.copy(self.pools, self._programs.place(pages_N2))
 
     def prefill(self, work: Prefill) -> Launched:
         """Queue the stretches; what is drawn after each is meaningful for a request's last stretch only."""
         rows = self._programs.place(self._prefill_rows(work))
-        self._pools, drawn = self._programs.prefill(self.weights, self._pools, rows)
+        self.pools, drawn = self._programs.prefill(self.weights, self.pools, rows)
         return Launched(len(work.stretches), drawn, None)
 
     def decode(self, work: Decode, after: Launched | None = None) -> Launched:
@@ -130,7 +130,7 @@ class Device:
             left = after.left
             rows = rows._replace(ids_B=left.ids_B, lengths_B=left.lengths_B, lefts_B=left.lefts_B)
             rows = rows._replace(draws=rows.draws._replace(indices_B=left.indices_B))
-        self._pools, drawn, now_left = self._programs.decode(self.weights, self._pools, self._programs.place(rows))
+        self.pools, drawn, now_left = self._programs.decode(self.weights, self.pools, self._programs.place(rows))
         return Launched(len(work.requests), drawn, now_left)
 
     def read(self, launched: Launched) -> list[tuple[list[int], list[float]]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from jax.sharding import Mesh
@@ -97,6 +98,11 @@ class Engine:
     def version(self) -> int:
         """Version of the weights that draw now."""
         return self._device.version
+
+    @property
+    def held(self) -> tuple[Any, Any]:
+        """Weights, and pages of keys and values, as arrays: for whoever counts bytes. Their values may be gone any moment."""
+        return self._device.weights, self._device.pools
 
     def start(self) -> Engine:
         """Start the thread; a second call does nothing.

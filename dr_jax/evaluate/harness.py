@@ -46,7 +46,7 @@ _TRIES = 3  # at what the world fails
 # What decides how a run learns, or where and how fast it goes, and not what an attempt finds.
 _APART = frozenset(
     {"name", "out", "steps", "mismatch_gate", "advantage", "remat", "model", "data", "reward", "engine", "mesh", "rollout"}
-    | {"batch", "loss", "optimizer", "eval", "checkpoint", "report", "cold_start", "server", "judge"}
+    | {"memory_gib", "batch", "loss", "optimizer", "eval", "checkpoint", "report", "cold_start", "server", "judge"}
 )
 _WEB_APART = frozenset({"budget", "memory_mb", "pace", "tape", "gateways", "gateway"})
 Item = tuple[Question, int]

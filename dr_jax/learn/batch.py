@@ -66,7 +66,8 @@ class BatchSettings:
     """How trajectories become rectangles.
 
     Args:
-        rows: rows of one micro-batch (B); a multiple of the devices that rows are spread over.
+        rows: rows of one micro-batch (B); a multiple of the devices that rows are spread over. 0 is as many as fit, which a run
+            finds out at its start: see `train.memory`.
         lengths: the lengths (T) that a row may have, ascending; each is one compiled program.
         aggregation: how tokens share the loss. `token_mean`: every trained token alike (DeepResearcher, DAPO);
             `sequence_mean`: every episode alike, its tokens share (GRPO); `constant_length`: every token counts
@@ -80,8 +81,8 @@ class BatchSettings:
     constant_length: int = 1024
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ValueError(f"rows = {self.rows}; at least 1 is needed")
+        if self.rows < 0:
+            raise ValueError(f"rows = {self.rows}; at least 1 is needed, or 0 for as many as fit")
         if not self.lengths or self.lengths[0] < 2 or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f"lengths = {self.lengths}; ascending lengths of at least 2 are needed")
         if self.constant_length < 1:
@@ -207,11 +208,11 @@ def empty(rows: int, length: int) -> Batch:
 def _dealt_out(
     graded: Sequence[tuple[Episode, float, tuple[float, ...]]], settings: BatchSettings, rows_multiple: int, metrics: Metrics
 ) -> Dealt:
-    if settings.rows % rows_multiple:
+    if not settings.rows or settings.rows % rows_multiple:
         raise CapacityError(
             f"batch.rows = {settings.rows} cannot be spread evenly over {rows_multiple} devices",
-            needed=f"a multiple of {rows_multiple}",
-            fix=f"set batch.rows to {-(-settings.rows // rows_multiple) * rows_multiple}",
+            needed=f"a multiple of {rows_multiple}, and not 0: nobody has chosen how many fit",
+            fix=f"set batch.rows to {max(1, -(-settings.rows // rows_multiple)) * rows_multiple}",
         )
     pieces: list[_Piece] = []
     episodes = 0

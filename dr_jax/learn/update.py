@@ -25,7 +25,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from dr_jax.learn import losses
 from dr_jax.learn.batch import Batch
 from dr_jax.learn.losses import LossSettings, Tally
-from dr_jax.model.decoder import head, hidden_states
+from dr_jax.model.decoder import Remat, head, hidden_states
 from dr_jax.model.logprobs import token_logprobs
 from dr_jax.model.lora import LoraSettings, scaled
 from dr_jax.model.packed import How, packed_attention
@@ -48,7 +48,7 @@ class Forward(Protocol):
 def through(
     sizes: Sizes,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     chunk: int = CHUNK,
     compute_dtype: DTypeLike | None = None,
     attention: How = "auto",
@@ -59,7 +59,7 @@ def through(
 
     Args:
         sizes: of the decoder.
-        remat: compute layers again in the backward pass instead of keeping their intermediates.
+        remat: what of each layer the backward pass computes again instead of keeping it; see `model.decoder`.
         chunk: tokens whose logits are held at a time; [B, T, V] never is.
         compute_dtype: of the matrix products; None means that of the weights.
         attention: the kernel; see `model.packed`.
@@ -249,7 +249,7 @@ class Programs:
         def nothing(weights: Weights) -> Weights:
             return jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)
 
-        def add(
+        def add_gradient(
             gradient: Weights,
             weights: Weights,
             frozen: Weights,
@@ -278,7 +278,9 @@ class Programs:
 
         self.nothing = jax.jit(nothing, out_shardings=places.weights)
         options = _compiled_for(example.weights)
-        self.add = jax.jit(add, donate_argnums=(0,), out_shardings=(places.weights, places.step), compiler_options=options)
+        self.add = jax.jit(
+            add_gradient, donate_argnums=(0,), out_shardings=(places.weights, places.step), compiler_options=options
+        )
         self.apply = jax.jit(apply, donate_argnums=(0, 1), out_shardings=(places.weights, places.optimizer, places.step))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, assert_never, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from dr_jax.sharding.rules import split
 Weights = dict[str, Array]
 Laid = Mapping[str, Any]  # Weights, or what `merged` and `apart` make of them
 Cache = TypeVar("Cache")
+# What of a layer the backward pass computes again: nothing; all but the results of its matrix products, which are attention,
+# norms and what acts on single numbers; everything.
+Remat = Literal["none", "products", "full"]
 # Rows from here on lie between layers in as many parts as heads do (Korthikanti et al., arXiv 2205.05198): of 16 rows of 32,768
 # tokens a model of 7B has 26 GiB of activations on each of 16 chips, and 50 otherwise. Chips send each other more for it: with
 # rows of 8,192 tokens on 64 chips 76 GB instead of 24, to save one GiB.
@@ -140,7 +143,7 @@ def hidden_states(
     attend: Attend[Cache],
     cache: Cache = None,  # type: ignore[assignment]
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     compute_dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """Run every layer.
@@ -152,7 +155,7 @@ def hidden_states(
         positions_BT: of each token in its own sequence, from 0.
         attend: called once per layer.
         cache: a pytree that `attend` reads and replaces; None where it keeps nothing.
-        remat: whether the backward pass computes each layer again instead of keeping its intermediates.
+        remat: what of a layer the backward pass computes again instead of keeping it.
         compute_dtype: of the matrix products; None means that of the weights. Norms, rope and softmax are in float32.
 
     Returns:
@@ -172,7 +175,7 @@ def hidden_states(
         x_BTD = split(x_BTD + gathered_BTD, "row", place, None)
         return (split(x_BTD + _feed_forward(x_BTD, w, sizes), "row", place, None), cache), None
 
-    body: Callable[..., Any] = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+    body = _forgetting(layer, remat)
 
     def layers(carry: tuple[Float[Array, "B T D"], Cache]) -> tuple[Float[Array, "B T D"], Cache]:
         numbers = jnp.arange(sizes.layers, dtype=jnp.int32)
@@ -188,6 +191,18 @@ def hidden_states(
     x_BTD = split(split(weights["embed"].astype(dtype), "vocab", None)[ids_BT], "row", place, None)
     x_BTD, cache = layers((x_BTD, cache))
     return rms_norm(x_BTD, weights["final_norm"].astype(dtype), sizes.norm_eps), cache
+
+
+def _forgetting(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    match remat:
+        case "none":
+            return layer
+        case "products":
+            kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable  # those of attention have one for rows and heads
+            return jax.checkpoint(layer, prevent_cse=False, policy=kept)
+        case "full":
+            return jax.checkpoint(layer, prevent_cse=False)
+    assert_never(remat)
 
 
 def apart(weights: Weights) -> Laid:

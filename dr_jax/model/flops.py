@@ -7,6 +7,7 @@ Holds: nothing is counted that is thrown away: hidden scores, padding, layers co
 
 from __future__ import annotations
 
+from dr_jax.model.decoder import Remat
 from dr_jax.model.sizes import Sizes
 
 
@@ -30,14 +31,14 @@ def update_flops(sizes: Sizes, tokens: int, pairs: int) -> int:
     return 3 * forward_flops(sizes, tokens, pairs)
 
 
-def update_products(sizes: Sizes, tokens: int, *, remat: bool) -> int:
+def update_products(sizes: Sizes, tokens: int, *, remat: Remat) -> int:
     """Count the matrix products of a whole gradient program, attention left out.
 
-    Logits are computed again in the backward pass, and layers where `remat` says so, but for their last product.
+    Logits are computed again in the backward pass, and with `remat = "full"` the layers are, but for their last product.
     """
     s = sizes
     layer = 2 * s.width * s.head_dim * (s.heads + s.kv_heads) + 3 * s.width * s.ff
-    again = layer - s.width * s.ff if remat else 0
+    again = layer - s.width * s.ff if remat == "full" else 0
     return 2 * tokens * (s.layers * (3 * layer + again) + 4 * s.width * s.vocab)
 
 

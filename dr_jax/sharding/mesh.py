@@ -72,14 +72,10 @@ def make_mesh(settings: MeshSettings | None = None, devices: Sequence[jax.Device
             needed=f"sizes whose product is {len(devices)}, e.g. {_meshes_of(len(devices), settings)}",
             fix="change mesh.data, mesh.fsdp, mesh.tensor or mesh.sequence",
         )
-    kinds = (AxisType.Auto,) * len(AXES)
-    if (arranged := _by_process(shape, devices)) is not None:
-        return Mesh(arranged, AXES, axis_types=kinds)
-    try:
-        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
-    except NotImplementedError:  # no axes of the wires multiply to one of the mesh, such as 8 of 4 x 4 x 4 chips
+    arranged = _by_process(shape, devices)
+    if arranged is None:  # a wire's axis is split only where no axes multiply to one of the mesh, such as 8 of 4 x 4 x 4 chips
         arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        return Mesh(arranged, AXES, axis_types=kinds)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _by_process(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray | None:

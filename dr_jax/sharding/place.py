@@ -7,6 +7,7 @@ Fails: CapacityError where something does not divide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -74,6 +75,12 @@ def _put(array: np.ndarray, split: NamedSharding) -> jax.Array:
 def row_ways(mesh: Mesh) -> int:
     """Return into how many parts the rows of a batch are split: the batch must hold a multiple of it."""
     return int(np.prod([mesh.shape[axis] for axis in _ROWS]))
+
+
+def bytes_of(tree: Any) -> int:
+    """Return the bytes that arrays, or the shapes and places of some, take on one device."""
+    parts = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
+    return sum(item * math.prod(shape) for shape, item in parts)
 
 
 def _check_rows(rows: int, mesh: Mesh) -> None:

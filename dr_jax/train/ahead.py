@@ -7,7 +7,6 @@ Holds: the programs are those that a run compiles, by the same rules of the mesh
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -31,13 +30,13 @@ from dr_jax.learn.batch import Batch
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings, make_optimizer
 from dr_jax.learn.update import CHUNK, Programs, State, scoring, through
-from dr_jax.model.decoder import abstract, describe
+from dr_jax.model.decoder import Remat, abstract, describe
 from dr_jax.model.flops import causal_pairs, forward_flops, update_flops
 from dr_jax.model.packed import How
 from dr_jax.model.sizes import Sizes
 from dr_jax.sharding import rules
 from dr_jax.sharding.mesh import MeshSettings, make_mesh
-from dr_jax.sharding.place import row_ways
+from dr_jax.sharding.place import bytes_of, row_ways
 from dr_jax.train.hlo import Counts, counted
 
 
@@ -130,7 +129,7 @@ def update_programs(
     loss: LossSettings,
     optimizer: OptimizerSettings,
     dtype: str = "bfloat16",
-    remat: bool = True,
+    remat: Remat = "full",
     attention: How = "auto",
 ) -> list[Planned]:
     """Plan the update: the reference's log-probabilities of a micro-batch, its gradient, and the step that the sum becomes.
@@ -143,7 +142,7 @@ def update_programs(
         loss: the objective.
         optimizer: how a gradient becomes a step.
         dtype: of the matrix products.
-        remat: compute layers again in the backward pass.
+        remat: what of each layer is computed again in the backward pass.
         attention: the kernel.
     """
     axes = {name: spec.axes for name, spec in describe(sizes).items()}
@@ -290,12 +289,6 @@ def abstract_batch(rows: int, length: int, mesh: Mesh) -> Batch:
     kinds = {"weights": jnp.float32, "sampled_logprobs": jnp.float32, "advantages": jnp.float32, "pure": jnp.bool_}
     split = NamedSharding(mesh, rules.spec(("row",)))
     return Batch(**{one.name: _placed((rows, length), kinds.get(one.name, jnp.int32), split) for one in fields(Batch)})
-
-
-def bytes_of(tree: Any) -> int:
-    """Return the bytes of abstract arrays on one device."""
-    parts = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
-    return sum(item * math.prod(shape) for shape, item in parts)
 
 
 def _placed(shape: tuple[int, ...], dtype: Any, place: Any) -> jax.ShapeDtypeStruct:

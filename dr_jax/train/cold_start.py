@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from dr_jax.base.errors import ConfigError
 from dr_jax.base.trace import logger
 from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import make_optimizer
-from dr_jax.learn.update import State, begin, make_update, through
+from dr_jax.learn.update import State, Update, begin, make_update, through
 from dr_jax.model.decoder import describe
 from dr_jax.model.load import fresh
-from dr_jax.model.sizes import NAMED
+from dr_jax.model.sizes import NAMED, Sizes
 from dr_jax.sharding.mesh import make_mesh
 from dr_jax.sharding.place import place_rows, row_ways
 from dr_jax.tokens import vocabulary
@@ -60,13 +62,9 @@ def cold_start(settings: Settings, directory: Path, *, resume: bool = False, pro
     if settings.lora.rank:
         raise ConfigError("lora.rank has no model to stand beside: it begins with fresh weights", needed="lora.rank = 0")
     tokenizer = _tokenizer(settings, directory)
-    sizes = dataclasses.replace(NAMED[settings.cold_start.size], vocab=tokenizer.vocab_size)
-    axes = {name: spec.axes for name, spec in describe(sizes).items()}
-    optimizer = make_optimizer(settings.optimizer, axes, steps=settings.steps)
-    mesh = make_mesh(settings.mesh)
-    state, place, step, saved, earlier = begin(fresh(sizes, settings.seed, mesh=mesh), optimizer), Place(), 0, 0, 0.0
-    update = make_update(through(sizes), LossSettings(objective="supervised"), optimizer, state)
-    start = time.perf_counter()
+    sizes, mesh = dataclasses.replace(NAMED[settings.cold_start.size], vocab=tokenizer.vocab_size), make_mesh(settings.mesh)
+    state, update = _beginner(settings, sizes, mesh)
+    place, step, saved, earlier, start = Place(), 0, 0, 0.0, time.perf_counter()
     with closing(_checkpoints(settings, directory, resume)) as checkpoints:
 
         def save(step: int, state: State, place: Place) -> None:
@@ -102,6 +100,15 @@ def cold_start(settings: Settings, directory: Path, *, resume: bool = False, pro
             if step > saved:
                 save(step, state, place)
     return export(directory, sizes, state.weights, tokenizer)
+
+
+def _beginner(settings: Settings, sizes: Sizes, mesh: Mesh) -> tuple[State, Update]:
+    """Return a model that knows nothing yet, and how it learns from demonstrations."""
+    optimizer = make_optimizer(
+        settings.optimizer, {name: spec.axes for name, spec in describe(sizes).items()}, steps=settings.steps
+    )
+    state = begin(fresh(sizes, settings.seed, mesh=mesh), optimizer)
+    return state, make_update(through(sizes), LossSettings(objective="supervised"), optimizer, state)
 
 
 @contextmanager

@@ -19,15 +19,21 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from dr_jax.base.errors import CheckpointError, ConfigError
+from dr_jax.base.trace import logger
 from dr_jax.engine.settings import memory_bytes
+from dr_jax.model.decoder import Remat
 from dr_jax.model.flops import update_products
 from dr_jax.model.sizes import NAMED, Sizes, from_hf_config
 from dr_jax.sharding.mesh import make_mesh
-from dr_jax.sharding.place import row_ways
-from dr_jax.train.ahead import Failed, Found, Planned, analysed, bytes_of, engine_programs, update_programs
+from dr_jax.sharding.place import bytes_of, row_ways
+from dr_jax.train.ahead import Failed, Found, Planned, analysed, engine_programs, update_programs
 from dr_jax.train.chips import Chip, chip_of, topology
+from dr_jax.train.memory import candidates, choose, is_open
 from dr_jax.train.placement import Placement, on_each_its_own
+from dr_jax.train.room import SPARE as KEPT
 from dr_jax.train.settings import Settings
+
+_log = logger(__name__)
 
 GIB = 2**30
 SPARE = 0.03  # of a chip's memory that the system keeps: libtpu gives 15.75 of 16 GiB and 31.25 of 32
@@ -109,10 +115,16 @@ def forecast(settings: Settings, name: str, told: Callable[[str], None] = lambda
     if place.spread is not None:
         place = dataclasses.replace(place, sampling=_alone(place.sampling, name))
     _refuse_rows(settings, place.learning)
+    known = None
+    if is_open(settings):
+        settings, known = _chosen(settings, sizes, place, chip.hbm_gib * GIB * (1 - SPARE), told)
     planned = _planned(settings, sizes, place)
     lasting = _parts(planned, settings, sizes, place)
     programs: list[Found | Failed] = []
     for one in planned:
+        if known is not None and one.name == known.name:
+            programs.append(known)
+            continue
         told(f"{one.name} for {name}")
         beside = one.beside + lasting["engine_weights"] + lasting["cache"]
         if one.name.startswith(("prefill", "decode")):
@@ -131,7 +143,7 @@ def forecast(settings: Settings, name: str, told: Callable[[str], None] = lambda
         dict(place.sampling.shape),
         lasting,
         tuple(programs),
-        update_products(sizes, tokens, remat=settings.remat) / len(devices),
+        update_products(sizes, tokens, remat=_remat(settings)) / len(devices),
     )
 
 
@@ -190,6 +202,36 @@ def _alone(sampling: Mesh, name: str) -> Mesh:
     return Mesh(np.array(devices).reshape(shape), sampling.axis_names, axis_types=(AxisType.Auto,) * len(shape))
 
 
+def _chosen(
+    settings: Settings, sizes: Sizes, place: Placement, room: float, told: Callable[[str], None]
+) -> tuple[Settings, Found | Failed]:
+    """Choose as a run on these chips would; return the settings, and the gradient's program, which takes minutes to compile."""
+    tried: dict[tuple[Remat, int], Found | Failed] = {}
+
+    def needed(remat: Remat, rows: int) -> float:
+        closed = dataclasses.replace(settings, remat=remat, batch=dataclasses.replace(settings.batch, rows=rows))
+        planned = _planned(closed, sizes, place)
+        lasting = _parts(planned, closed, sizes, place)
+        one = next(one for one in planned if one.name.startswith("gradient"))
+        told(f"{one.name} with remat={remat}, to choose")
+        beside = one.beside + lasting["engine_weights"] + lasting["cache"]
+        tried[remat, rows] = found = analysed(dataclasses.replace(one, beside=beside))
+        return found.peak if isinstance(found, Found) else math.inf
+
+    usable = min(room * (1 - KEPT), settings.memory_gib * GIB or math.inf)
+    choice = choose(*candidates(settings, place.learning), needed, usable)
+    _log.info(
+        "a run would choose remat = %s and batch.rows = %d, for which it needs %.3g of the %.3g GiB that it would count with",
+        *(choice.remat, choice.rows, choice.needed / GIB, usable / GIB),
+    )
+    return choice.applied(settings), tried[choice.remat, choice.rows]
+
+
+def _remat(settings: Settings) -> Remat:
+    assert settings.remat != "auto", "it was chosen"
+    return settings.remat
+
+
 def _planned(settings: Settings, sizes: Sizes, place: Placement) -> list[Planned]:
     updates = update_programs(
         sizes,
@@ -199,7 +241,7 @@ def _planned(settings: Settings, sizes: Sizes, place: Placement) -> list[Planned
         loss=settings.loss,
         optimizer=settings.optimizer,
         dtype=settings.model.dtype,
-        remat=settings.remat,
+        remat=_remat(settings),
         attention=settings.model.attention,
     )
     return [*updates, *engine_programs(sizes, place.sampling, settings.engine, dtype=settings.model.dtype)]
@@ -258,7 +300,7 @@ def _changes(found: Forecast) -> list[str]:
     heads = [ways for ways in range(2, own + 1) if not sizes.heads % ways and not sizes.ff % ways and not own % ways]
     larger = [ways for ways in heads if ways > found.learning["tensor"]]
     changes = [
-        "" if settings.remat else "remat=true",
+        "remat=full" if settings.remat != "full" else "",
         f"batch.rows={rows}" if settings.batch.rows > rows else "",
         f"mesh.tensor={larger[0]}" if larger else "",
         "loss.kl=none, which needs no reference" if settings.loss.needs_reference else "",

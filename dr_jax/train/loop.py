@@ -65,8 +65,9 @@ async def train(
         if together.first:
             states.refuse_nothing(settings, resume=resume)
         refuse_missing(settings.report)
-        async with opened(settings, Metrics(), told, together) as run:
-            return await _train(run, settings, resume, shelf, told if together.first else _silent)
+        before = together.exchange(states.chosen(settings))[0] if resume else None
+        async with opened(settings, Metrics(), told, together, before) as run:
+            return await _train(run, run.agreed, resume, shelf, told if together.first else _silent)
 
 
 async def _train(run: Run, settings: Settings, resume: bool, shelf: Shelf | None, told: Told) -> dict[str, Any]:
@@ -87,7 +88,8 @@ async def _train(run: Run, settings: Settings, resume: bool, shelf: Shelf | None
     ):
         run.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
         await _loop(run, done, report, episodes, told)
-        summary = {**_summary(settings, done), "metrics": run.metrics.drain()}  # of the last evaluation
+        chosen = {"memory": run.choice.tree()} if run.choice else {}
+        summary = {**_summary(settings, done), **chosen, "metrics": run.metrics.drain()}  # of the last evaluation
         report.summary(summary)
     states.export(directory, run.actor.sizes, run.policy, run.actor.chat.tokenizer, first=first)
     run.trained.write_adapter(directory / "adapter", run.state.weights)

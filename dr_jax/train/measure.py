@@ -74,7 +74,9 @@ def mismatch(settings: Settings, actor: Actor, episodes: Sequence[Episode]) -> f
     forward = through(actor.sizes, compute_dtype=jnp.dtype(settings.model.dtype), attention=settings.model.attention)
     scored = make_score(forward)
     worst = 0.0
-    for batch in pack_supervised(spoken, settings.batch, rows_multiple=row_ways(actor.mesh)):
+    ways = row_ways(actor.mesh)
+    shapes = settings.batch if settings.batch.rows else replace(settings.batch, rows=ways)
+    for batch in pack_supervised(spoken, shapes, rows_multiple=ways):
         placed = place_rows(batch, actor.mesh)
         logprobs_BT = scored(actor.weights, placed, settings.eval.temperature)
         found_BT, sampled_BT, trained_BT = jax.device_get((logprobs_BT, placed.sampled_logprobs, placed.trained))

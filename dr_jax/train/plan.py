@@ -41,7 +41,7 @@ def plan(settings: Settings) -> dict[str, Any]:
             "updates": settings.steps,
             "episodes_per_update": rollout.groups * rollout.group_size,
             "most_tokens_per_update": rollout.groups * rollout.group_size * settings.episode.tokens,
-            "rows_per_micro_batch": f"{settings.batch.rows} x {list(settings.batch.lengths)}",
+            "rows_per_micro_batch": f"{settings.batch.rows or 'as many as fit'} x {list(settings.batch.lengths)}",
             "held_out_questions": settings.eval.questions,
             "writes": f"{settings.out}/{settings.name}/",
         },

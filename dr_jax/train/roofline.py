@@ -134,6 +134,7 @@ def as_tree(found: Forecast) -> dict[str, Any]:
         "model": found.model,
         "parameters": parameter_count(found.sizes),
         "rows": f"{found.settings.batch.rows} x {max(found.settings.batch.lengths)}",
+        "remat": found.settings.remat,
         "mesh": {"learning": found.learning, "sampling": found.sampling},
         "ran_on_a_device": False,
         "fits": found.fits,

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
 from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
 from dr_jax.data.stream import Stream
 from dr_jax.learn.optimizer import make_optimizer
-from dr_jax.learn.update import State, begin, make_update, through
-from dr_jax.model.decoder import Weights
+from dr_jax.learn.update import State, begin, make_update
+from dr_jax.model.decoder import Remat, Weights
 from dr_jax.rewards.total import Total
 from dr_jax.rollout.collect import finished, in_order
 from dr_jax.rollout.flight import Flights
@@ -35,6 +34,7 @@ from dr_jax.train.actor import Actor, ReadingModel, load_actor, load_reading_mod
 from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.elastic.open import refuse_missing, shared, web_crew
 from dr_jax.train.lesson import Purse
+from dr_jax.train.memory import Learner, fitted
 from dr_jax.train.mirror import Mirror, Shelf
 from dr_jax.train.places import Place, Places, Speaker
 from dr_jax.train.questions import eval_questions, refuse_overlap, training_questions
@@ -130,6 +130,7 @@ class Run(Stage):
         together: this process and the others.
         questions: to train on.
         held_out: to measure with.
+        before: which `remat` and `batch.rows` were chosen when the run began, if it is resumed.
         see `Stage` for the rest.
     """
 
@@ -141,28 +142,30 @@ class Run(Stage):
         together: Together,
         questions: Sequence[Question],
         held_out: Sequence[Question],
+        before: tuple[Remat, int] | None = None,
     ) -> None:
         super().__init__(stage.settings, stage.actor, stage.metrics, stack, stage.reading)
         self.budget, self.spending, self._places, self._endpoint = stage.budget, stage.spending, stage._places, stage._endpoint
         self.speaker, self.elsewhere, self.web_crew = stage.speaker, stage.elsewhere, stage.web_crew
         actor, self.together = self.actor, together
-        self.settings = settings = own_share(stage.settings, self.together)
         self.purse = Purse((self.budget, ("queries", "money")), (self.spending, ("calls", "tokens", "money")))
         self.held_out = list(held_out)
         self.questions = {question.id: question for question in questions}
-        self.train, self.total = train, Total(settings.reward)
-        self.trained = trained(settings, actor)
-        optimizer = make_optimizer(settings.optimizer, self.trained.axes, steps=settings.steps)
+        self.trained = trained(stage.settings, actor)
+        optimizer = make_optimizer(stage.settings.optimizer, self.trained.axes, steps=stage.settings.steps)
         self.state: State = begin(self.trained.first, optimizer)
-        forward = through(
-            actor.sizes,
-            remat=settings.remat,
-            compute_dtype=jnp.dtype(settings.model.dtype),
-            attention=settings.model.attention,
-            lora=self.trained.lora,
-        )
+        self.reference: Weights | None = actor.weights if stage.settings.loss.needs_reference else None
+        if self.trained.first is not self.reference:  # the state has copies, and the first ones would lie there to the end
+            for weight in self.trained.first.values():
+                weight.delete()
+        learner = Learner(stage.settings, self.trained, self.state, optimizer, actor.mesh)
+        self.choice = fitted(learner, actor, stage.reading, together, before)
+        self.agreed = self.choice.applied(stage.settings) if self.choice else stage.settings
+        assert self.agreed.remat != "auto"
+        self.settings = settings = own_share(self.agreed, self.together)
+        forward = self.trained.forward(settings, self.agreed.remat)
         self.update = make_update(forward, settings.loss, optimizer, self.state, self.trained.frozen)
-        self.reference: Weights | None = actor.weights if settings.loss.needs_reference else None
+        self.train, self.total = train, Total(settings.reward)
         self.rows_multiple = row_ways(actor.mesh) // self.together.count
         self.stream = Stream(list(questions), settings.seed, share=(self.together.index, self.together.count))
         self.under_way = UnderWay(self.stream, self.metrics, settings.terms)
@@ -313,8 +316,14 @@ async def opened_stage(settings: Settings, metrics: Metrics, told: Told) -> Asyn
 
 
 @asynccontextmanager
-async def opened(settings: Settings, metrics: Metrics, told: Told, together: Together | None = None) -> AsyncIterator[Run]:
-    """Open a run with all its parts; nothing is compiled or written yet."""
+async def opened(
+    settings: Settings,
+    metrics: Metrics,
+    told: Told,
+    together: Together | None = None,
+    before: tuple[Remat, int] | None = None,
+) -> AsyncIterator[Run]:
+    """Open a run with all its parts; nothing is written yet, and compiled only what has to be known of its memory."""
     if settings.rollout.ray.workers or settings.rollout.ray.web.workers:
         refuse_missing()
     async with opened_stage(settings, metrics, told) as (stage, stack):
@@ -323,4 +332,4 @@ async def opened(settings: Settings, metrics: Metrics, told: Told, together: Tog
         questions = training_questions(settings, train.drawn)
         held_out = eval_questions(settings, held_out_place.drawn, alone=False)
         refuse_overlap(questions, held_out)
-        yield Run(stage, stack, train, together or Together(settings.processes), questions, held_out)
+        yield Run(stage, stack, train, together or Together(settings.processes), questions, held_out, before)

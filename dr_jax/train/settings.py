@@ -233,7 +233,10 @@ class Settings:
         mismatch_gate: the run stops when engine and trainer disagree by more than this about an on-policy token's
             log-probability; 0 is off.
         advantage: a recipe of `learn.advantage`, or `module:function`.
-        remat: compute activations again in the backward pass, to save memory.
+        remat: what the update computes again in the backward pass, to save memory: `none`; all but the results of matrix
+            `products`; `full`, every layer; `auto` is the first of these that fits.
+        memory_gib: GiB of each device that a run may fill, where `remat = "auto"` or `batch.rows = 0` have that matter; 0 is
+            nine tenths of what an accelerator says it has, and on a CPU half of what the host has free.
     """
 
     name: str = "run"
@@ -242,7 +245,8 @@ class Settings:
     steps: int = 20
     mismatch_gate: float = 1e-3
     advantage: str = "standardized"
-    remat: bool = False
+    remat: Literal["none", "products", "full", "auto"] = "none"
+    memory_gib: float = 0.0
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     littleweb: LittlewebSettings = field(default_factory=LittlewebSettings)
@@ -266,8 +270,11 @@ class Settings:
     cold_start: ColdStartSettings = field(default_factory=ColdStartSettings)
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.mismatch_gate < 0:
-            raise ValueError(f"steps = {self.steps}, mismatch_gate = {self.mismatch_gate}; neither may be negative")
+        if min(self.steps, self.mismatch_gate, self.memory_gib) < 0:
+            raise ValueError(
+                f"steps = {self.steps}, mismatch_gate = {self.mismatch_gate}, memory_gib = {self.memory_gib}; "
+                "none may be negative"
+            )
         if self.lora.rank and self.optimizer.name == "muon":
             raise ValueError(
                 "muon orthogonalises whole matrices and lora.rank trains factors of them; optimizer.name = adamw is needed"

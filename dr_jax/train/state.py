@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from dr_jax.base.errors import CheckpointError, ConfigError
 from dr_jax.base.trace import logger
 from dr_jax.model import hf
-from dr_jax.model.decoder import Weights
+from dr_jax.model.decoder import Remat, Weights
 from dr_jax.model.sizes import Sizes
 from dr_jax.rollout.record import EpisodeWriter, cut, episode_files, numbered
 from dr_jax.rollout.underway import as_json
@@ -197,6 +197,15 @@ def dated(settings: Settings, *, resume: bool) -> Settings:
     if resume and config.exists():
         date = json.loads(config.read_text(encoding="utf-8"))["prompt"]["date"]
     return replace(settings, prompt=replace(settings.prompt, date=date))
+
+
+def chosen(settings: Settings) -> tuple[Remat, int] | None:
+    """Return the `remat` and `batch.rows` that an earlier session of this run chose, or was told; None where there was none."""
+    config = Path(settings.out) / settings.name / "config.json"
+    if not config.exists():
+        return None
+    found = json.loads(config.read_text(encoding="utf-8"))
+    return found["remat"], found["batch"]["rows"]
 
 
 def refuse_nothing(settings: Settings, *, resume: bool) -> None:

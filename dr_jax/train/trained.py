@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
+
+from dr_jax.learn.update import Forward, through
 from dr_jax.model import lora
-from dr_jax.model.decoder import Weights, describe
+from dr_jax.model.decoder import Remat, Weights, describe
 from dr_jax.model.fingerprint import fingerprint
 from dr_jax.model.lora import LoraSettings
 from dr_jax.model.sizes import Sizes
@@ -46,6 +49,16 @@ class Trained:
         if self.lora is None or self.frozen is None:
             return weights
         return lora.merged(self.frozen, weights, self.lora)
+
+    def forward(self, settings: Settings, remat: Remat) -> Forward:
+        """Return the model as the update sees it."""
+        return through(
+            self.sizes,
+            remat=remat,
+            compute_dtype=jnp.dtype(settings.model.dtype),
+            attention=settings.model.attention,
+            lora=self.lora,
+        )
 
     def write_adapter(self, path: Path, weights: Weights) -> None:
         """Write adapters as PEFT reads them; nothing where there are none. With several processes all must call this."""

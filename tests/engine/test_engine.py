@@ -329,7 +329,7 @@ def test_a_context_longer_than_the_models_is_refused() -> None:
 def test_memory_is_what_the_pools_take(engine: Engine) -> None:
     # 97 pages of 4 tokens, 2 layers, keys and values of 2 heads of 8 numbers of 4 bytes
     assert memory_bytes(SETTINGS, SIZES) == 97 * 4 * 2 * 2 * 2 * 8 * 4
-    assert sum(pool.nbytes for pool in engine._device._pools) == memory_bytes(SETTINGS, SIZES)
+    assert sum(pool.nbytes for pool in engine._device.pools) == memory_bytes(SETTINGS, SIZES)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def test_a_trajectory_that_fits_no_row_names_the_setting():
 def test_rows_must_fit_the_devices():
     with pytest.raises(CapacityError, match=r"batch\.rows to 8"):
         pack([group(episode("wp"), episode("wp"))], BatchSettings(rows=6), rows_multiple=4)
+    with pytest.raises(CapacityError, match=r"nobody has chosen how many fit.*batch\.rows to 4"):
+        pack([group(episode("wp"), episode("wp"))], BatchSettings(rows=0), rows_multiple=4)
 
 
 def test_a_policy_segment_needs_something_before_it():
@@ -144,7 +146,7 @@ def test_demonstrations_need_no_reward():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rows": 0}, {"lengths": ()}, {"lengths": (8, 4)}, {"lengths": (1,)}, {"constant_length": 0}]
+    "wrong", [{"rows": -1}, {"lengths": ()}, {"lengths": (8, 4)}, {"lengths": (1,)}, {"constant_length": 0}]
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

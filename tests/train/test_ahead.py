@@ -10,7 +10,8 @@ from dr_jax.learn.losses import LossSettings
 from dr_jax.learn.optimizer import OptimizerSettings
 from dr_jax.model.flops import causal_pairs, update_flops
 from dr_jax.model.sizes import Sizes, parameter_count
-from dr_jax.train.ahead import Failed, Found, analysed, bytes_of, engine_programs, mesh_of, update_programs
+from dr_jax.sharding.place import bytes_of
+from dr_jax.train.ahead import Failed, Found, analysed, engine_programs, mesh_of, update_programs
 from dr_jax.train.chips import topology
 
 SIZES = Sizes(vocab=32, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, ff=24)

@@ -133,6 +133,19 @@ def test_what_is_not_compiled_ahead_is_refused() -> None:
         forecasts._refuse_rows(read(Settings, CONFIG, ["batch.rows=3"]), make_mesh(MeshSettings(1, 4, 1), jax.devices()[:4]))
 
 
+def test_what_a_run_would_choose_is_planned() -> None:
+    tiny = ["model.load=tiny", "model.dtype=float32", "engine.slots=4", "engine.pages=17", "engine.page_size=32"]
+    short = ["batch.lengths=[512]", "engine.max_context=512", "episode.tokens=512"]
+    open_ = read(Settings, CONFIG, ["remat=auto", "batch.rows=0", *tiny, *short])
+    place, compiled = on_each_its_own(make_mesh(MeshSettings(), jax.devices()[:2])), list[str]()
+    closed, gradient = forecasts._chosen(open_, NAMED["tiny"], place, 40 * 2**20, compiled.append)
+    assert (closed.remat, closed.batch.rows) == ("products", 2)
+    assert isinstance(gradient, Found)
+    assert (gradient.name, gradient.peak < 0.9 * 40 * 2**20) == ("gradient of 2 x 512", True)
+    tried = (("none", 2), ("products", 2), ("products", 4))
+    assert compiled == [f"gradient of {rows} x 512 with remat={remat}, to choose" for remat, rows in tried]
+
+
 def test_the_command_prints_every_part_on_a_screen_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     kernels = [Kernel("splash_mha_fwd_segmented_residuals", ((7, 8, 128),), 28)] * 2
     counts = Counts(collectives={"collective-permute": Collective(1200, 1e9)}, kernels=kernels)

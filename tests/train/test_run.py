@@ -106,6 +106,14 @@ async def test_weights_that_did_not_change_are_not_handed_over(settings: Setting
             assert run.actor.engine.version == 1
 
 
+async def test_the_first_weights_are_kept_only_where_something_is_compared_with_them(settings: Settings) -> None:
+    compared = dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, kl="k3"))
+    for one, gone in ((settings, True), (compared, False)):
+        async with opened(one, Metrics(), silent) as run:
+            assert {weight.is_deleted() for weight in run.actor.weights.values()} == {gone}
+            assert not any(weight.is_deleted() for weight in run.state.weights.values())
+
+
 def test_what_settings_of_a_rollout_mean_together() -> None:
     drained = RolloutSettings(groups=4, group_size=6)
     assert (drained.at_once, drained.most, drained.drains) == (4, 4, True)
