@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -157,12 +157,20 @@ def killed(training: Training, moment: Moment, rng: random.Random) -> str:
 
 
 def trained(directory: Path) -> dict[str, list[int]]:
-    """Return for every question the updates that learned from it, as its episodes tell."""
-    found: dict[str, set[int]] = defaultdict(set)
+    """Return for every question the updates that learned from it, as its episodes tell; twice the same if it was out in two
+    epochs at once and both came together.
+    """
+    rewarded = Counter[tuple[str, int, str]]()
     for row in read_episodes(directory / "episodes.jsonl"):
         if row["rewards"]:
-            found[row["question_id"]].add(row["step"])
-    return {name: sorted(steps) for name, steps in found.items()}
+            rewarded[row["question_id"], row["step"], row["id"]] += 1
+    groups: dict[tuple[str, int], int] = defaultdict(int)
+    for (question, step, _), count in rewarded.items():
+        groups[question, step] = max(groups[question, step], count)
+    found: dict[str, list[int]] = defaultdict(list)
+    for (question, step), count in sorted(groups.items()):
+        found[question] += [step] * count
+    return dict(found)
 
 
 def stream(directory: Path) -> dict[str, Any]:
