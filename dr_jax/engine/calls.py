@@ -55,7 +55,7 @@ class Calls:
         queued, self._queued = self._queued, None
         plan = self.scheduler.ahead(queued.work) if queued is not None else self.scheduler.plan()
         if plan is not None:
-            self.device.copy(plan.copies)
+            self.device.move(plan.moves)
             self._queued = self._launch(plan.work, queued) if plan.work is not None else None
         if queued is not None:
             self._read(queued)

@@ -1,4 +1,4 @@
-"""Check that the pools of keys and values fit before they are made.
+"""Check that the pools of keys and values, and what is parked of them, fit before they are made.
 
 In:    settings, sizes, the devices and over how many of them key heads are split
 Fails: CapacityError that says how many slots would fit
@@ -6,11 +6,12 @@ Fails: CapacityError that says how many slots would fit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 from dr_jax.base.errors import CapacityError
-from dr_jax.engine.settings import EngineSettings, memory_bytes
+from dr_jax.engine.settings import EngineSettings, host_bytes, memory_bytes
 from dr_jax.model.sizes import Sizes
 
 _GIB = 2**30
@@ -54,6 +55,24 @@ def refuse_too_large(settings: EngineSettings, sizes: Sizes, devices: Iterable[A
         needed=fits,
         fix=" or ".join(one for one in fixes if one),
     )
+
+
+def refuse_too_many_parked(settings: EngineSettings, sizes: Sizes) -> None:
+    """Check parked pages against the memory of this machine: they take it as they come, and a later lack would end the run.
+
+    Raises:
+        CapacityError: they could take more than there is, with the number of pages that fit.
+    """
+    room = int((1 - _SPARE) * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    needed = host_bytes(settings, sizes)
+    if needed > room:
+        pages = room * settings.host_pages // needed
+        raise CapacityError(
+            f"engine.host_pages = {settings.host_pages} can take {needed / _GIB:.2f} GiB, and this machine has "
+            f"{room / _GIB:.2f} GiB, a tenth being left",
+            needed=f"at most {pages} pages",
+            fix=f"engine.host_pages={pages}",
+        )
 
 
 def _stats(device: Any) -> dict[str, int] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 import jax
@@ -16,12 +17,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dr_jax.base.errors import CheckpointError
-from dr_jax.engine.capacity import refuse_too_large
+from dr_jax.engine.capacity import refuse_too_large, refuse_too_many_parked
 from dr_jax.engine.choice import Form, decoding
 from dr_jax.engine.items import Tiles, listed
+from dr_jax.engine.moves import Copy, Move, Park
 from dr_jax.engine.pages import SCRATCH
+from dr_jax.engine.parked import HostPages
 from dr_jax.engine.request import Request
-from dr_jax.engine.runner import COPIES, DecodeRows, Drawn, Left, PrefillRows, programs
+from dr_jax.engine.runner import MOVES, DecodeRows, Drawn, Left, Pages, PrefillRows, programs
 from dr_jax.engine.sample import Draws
 from dr_jax.engine.scheduler import Decode, Prefill
 from dr_jax.engine.settings import EngineSettings
@@ -59,7 +62,7 @@ class Device:
         version: of the weights.
 
     Raises:
-        CapacityError: the pools do not fit.
+        CapacityError: the pools do not fit, or parked pages do not.
     """
 
     def __init__(self, weights: Weights, sizes: Sizes, settings: EngineSettings, mesh: Mesh | None, version: int) -> None:
@@ -86,7 +89,10 @@ class Device:
         )
         ways = sizes.kv_heads // self._programs.pools.k_LKPWC.shard_shape((1, sizes.kv_heads, 1, 1, 1))[1]
         refuse_too_large(settings, sizes, everywhere.addressable_devices, ways)
+        refuse_too_many_parked(settings, sizes)
         self.pools = self._programs.empty_pools(settings.page_count, settings.page_size, settings.dtype)
+        page = (sizes.layers, sizes.kv_heads, settings.page_size, sizes.head_dim)
+        self._parked = HostPages(settings.host_pages, page, settings.dtype)
 
     def fitted(self, weights: Weights) -> Laid:
         """Return weights where and as the programs expect them; no copy where they lie so already.
@@ -104,13 +110,30 @@ class Device:
         placed = jax.device_put(dict(weights), self._places)
         return apart(jax.jit(merged)(placed)) if self._apart else placed
 
-    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy pages, in order."""
-        for start in range(0, len(copies), COPIES):
-            pages_N2 = np.zeros((COPIES, 2), np.int32)  # scratch to scratch where there is nothing to copy
-            some = copies[start : start + COPIES]
-            pages_N2[: len(some)] = some
-            self.pools = self._programs.copy(self.pools, self._programs.place(pages_N2))
+    def move(self, moves: Sequence[Move]) -> None:
+        """Queue moves of pages, in order; those of a kind that follow each other are made together."""
+        for kind, alike in groupby(moves, key=type):
+            these = list(alike)
+            for start in range(0, len(these), MOVES):
+                self._move(kind, these[start : start + MOVES])
+
+    def _move(self, kind: type[Move], moves: Sequence[Move]) -> None:
+        place, pages_N = self._programs.place, np.full(MOVES, SCRATCH, np.int32)
+        if kind is Copy:
+            pages_N2 = np.full((MOVES, 2), SCRATCH, np.int32)  # scratch to scratch where there is nothing to copy
+            pages_N2[: len(moves)] = [(one.page, one.to) for one in moves if isinstance(one, Copy)]
+            self.pools = self._programs.copy(self.pools, place(pages_N2))
+            return
+        pages_N[: len(moves)] = [one.page for one in moves]
+        places = [one.place for one in moves if not isinstance(one, Copy)]
+        if kind is Park:
+            self._parked.put(self._programs.lift(self.pools, place(pages_N)), places)
+        else:
+            self._put_back(self._parked.get(places, MOVES), pages_N)
+
+    def _put_back(self, pages: Pages, pages_N: np.ndarray) -> None:
+        placed = jax.device_put(pages, self._programs.pages)
+        self.pools = self._programs.put_back(self.pools, placed, self._programs.place(pages_N))
 
     def prefill(self, work: Prefill) -> Launched:
         """Queue the stretches; what is drawn after each is meaningful for a request's last stretch only."""
@@ -143,7 +166,9 @@ class Device:
 
     def warm_up(self, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Run every program once with nothing to do."""
-        calls: list[tuple[str, Callable[[], object]]] = [("copy", partial(self.copy, [(SCRATCH, SCRATCH)]))]
+        calls: list[tuple[str, Callable[[], object]]] = [("copy", partial(self.move, [Copy(SCRATCH, SCRATCH)]))]
+        if self.settings.host_pages:
+            calls.append(("park and fetch", self._move_nothing))
         for rows in self.settings.prefill_rows:
             calls.append((f"prefill {rows}x{self.settings.prefill_width}", partial(self._once, Prefill((), rows))))
         calls.append((f"decode {self.settings.slots}x{self.settings.tokens_per_call}", partial(self._once, Decode(()))))
@@ -153,6 +178,10 @@ class Device:
             call()
         if progress is not None:
             progress("ready", len(calls), len(calls))
+
+    def _move_nothing(self) -> None:
+        pages_N = np.full(MOVES, SCRATCH, np.int32)
+        self._put_back(jax.device_get(self._programs.lift(self.pools, self._programs.place(pages_N))), pages_N)
 
     def _once(self, work: Prefill | Decode) -> None:
         self.read(self.prefill(work) if isinstance(work, Prefill) else self.decode(work))

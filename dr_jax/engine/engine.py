@@ -55,7 +55,7 @@ class Engine:
         version: of the weights.
 
     Raises:
-        CapacityError: the context is longer than the model's, or than the pool.
+        CapacityError: the context is longer than the model's, or than the pool; pools or parked pages do not fit.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Engine:
                 needed=f"at most {sizes.max_context}",
                 fix="lower engine.max_context",
             )
-        self._pool = PagePool(settings.page_count, settings.page_size)
+        self._pool = PagePool(settings.page_count, settings.page_size, settings.host_pages)
         self._scheduler = Scheduler(
             self._pool,
             settings.slots,
@@ -308,6 +308,8 @@ class Engine:
         self._calls.step()
         self.metrics.gauge("engine/waiting", len(self._scheduler.waiting))
         self.metrics.gauge("engine/pages_held", self._pool.held)
+        if self.settings.host_pages:
+            self.metrics.gauge("engine/parked_pages", self._pool.parked)
         return True
 
     def _told(self) -> EngineStoppedError:

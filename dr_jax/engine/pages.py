@@ -1,19 +1,23 @@
 """Share pages of keys and values between requests: who holds a page, what it contains, which one is given up next.
 
 In:    ids of a request, and how many tokens it will write
-Out:   Lease: the pages that it reads and writes, and the copies that must be made before
+Out:   Lease: the pages that it reads and writes; the moves of pages that must be made before
 Holds: a page is free, or it belongs to one node of the tree; a full page is never written again; a page that is still
-       being filled has one writer; what nobody holds stays in the tree, longest unused first out
+       being filled has one writer; what nobody holds stays in the tree, longest unused first out: to host memory, where there
+       is a place for it, and from there out of the tree, longest unused first again
 
 The tree has one node per page. The path from its root spells the ids that were computed, so the pages of a prompt, of a
-sibling's prompt and of an earlier turn are found by walking down the ids. Keys and values depend on the weights: new
-weights start a new tree, and pages of the old one serve those who hold them already and nobody else.
+sibling's prompt and of an earlier turn are found by walking down the ids, whether they lie in the pool or in host memory.
+Keys and values depend on the weights: new weights start a new tree, and pages of the old one serve those who hold them
+already and nobody else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from dr_jax.engine.moves import Copy, Fetch, Move, Park
 
 SCRATCH = 0  # the page that padding writes to; it is never handed out
 
@@ -23,12 +27,13 @@ class Node:
     """One page and the ids whose keys and values it holds.
 
     Args:
-        page: its index in the pool.
+        page: its index in the pool; means nothing while it is parked.
         parent: the node of the page before; None for a root.
         ids: what was computed into it so far, at most a page of it.
         holders: how many leases it is part of.
         full: children that are complete, by their ids.
         partial: children that are not.
+        place: where it is parked in host memory; None while it is in the pool. All its descendants are parked too, then.
     """
 
     page: int
@@ -37,6 +42,7 @@ class Node:
     holders: int = 0
     full: dict[tuple[int, ...], Node] = field(default_factory=dict)
     partial: list[Node] = field(default_factory=list)
+    place: int | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -47,11 +53,13 @@ class Lease:
         root: of the tree that its nodes hang in.
         nodes: its pages in order; those after the first incomplete one are blank and not in the tree yet.
         cached: how many tokens have their keys and values in these pages.
+        fetched: how many of them were brought back from host memory for it.
     """
 
     root: Node
     nodes: list[Node] = field(default_factory=list)
     cached: int = 0
+    fetched: int = 0
 
     @property
     def pages(self) -> list[int]:
@@ -72,15 +80,20 @@ class PagePool:
     Args:
         count: how many pages there are, the scratch page included.
         page_size: tokens in one page.
+        host_pages: how many pages host memory has places for.
     """
 
-    def __init__(self, count: int, page_size: int) -> None:
+    def __init__(self, count: int, page_size: int, host_pages: int = 0) -> None:
         self.count, self.page_size = count, page_size
         self._free = list(range(count - 1, SCRATCH, -1))
         self._root = Node(SCRATCH, None)
         # Unheld nodes, longest unused first. A lease lets go of its deepest page first and whoever holds a page holds all
         # pages above it, so children always come before their parents: what is taken from the front has no children.
         self._unheld: dict[Node, None] = {}
+        # Parked nodes, longest unused first. A page is parked after all that hang below it, so here too children come first.
+        self._parked: dict[Node, None] = {}
+        self._places = list(range(host_pages - 1, -1, -1))
+        self._moves: list[Move] = []
 
     @property
     def available(self) -> int:
@@ -97,12 +110,22 @@ class PagePool:
         """How many pages leases hold."""
         return self.count - 1 - self.available
 
+    @property
+    def parked(self) -> int:
+        """How many pages lie in host memory."""
+        return len(self._parked)
+
+    def moves(self) -> tuple[Move, ...]:
+        """Return, once, what must be done to pages, in order, before anything else is computed."""
+        moves, self._moves = tuple(self._moves), []
+        return moves
+
     def known(self, ids: Sequence[int]) -> int:
         """How many of the first ids need not be computed. The last one always is: its output is what is sampled from."""
         match = self._match(ids)
         return len(match.path) * self.page_size + match.shared
 
-    def open(self, ids: Sequence[int], tokens: int) -> tuple[Lease, list[tuple[int, int]]] | None:
+    def open(self, ids: Sequence[int], tokens: int) -> Lease | None:
         """Lease pages for a request, those that are known already among them.
 
         Args:
@@ -110,8 +133,8 @@ class PagePool:
             tokens: how many tokens there must be room for.
 
         Returns:
-            The lease and the copies (from page, to page) to make, in order, before anything is computed for anybody;
-            None when there are not enough pages, with nothing changed.
+            The lease, whose `moves` are to be made before anything is computed for anybody; None when there are not enough
+            pages, with nothing changed.
         """
         match = self._match(ids)
         found = self._open(match, tokens)
@@ -132,18 +155,18 @@ class PagePool:
         self._extend(lease, tuple(ids))
 
     def release(self, lease: Lease) -> None:
-        """Let go of every page; what they hold stays known until a page is needed."""
+        """Let go of every page; what they hold stays known until a page, or then a place in host memory, is needed."""
         for node in reversed(lease.nodes):
             if node.ids:
                 self._let_go(node, lease.root)
             else:
                 self._free.append(node.page)
         lease.nodes.clear()
-        lease.cached = 0
+        lease.cached = lease.fetched = 0
 
     def forget(self) -> None:
         """Start a new tree: the weights changed. Running leases keep their pages and share them with nobody new."""
-        for node in list(self._unheld):
+        for node in (*self._parked, *self._unheld):
             self._drop(node)
         self._root = Node(SCRATCH, None)
 
@@ -151,30 +174,43 @@ class PagePool:
         """Whether others can share what this lease computes."""
         return lease.root is self._root
 
-    def _open(self, match: _Match, tokens: int) -> tuple[Lease, list[tuple[int, int]]] | None:
-        lease = Lease(self._root, list(match.path), len(match.path) * self.page_size)
-        copied = None
-        if match.tail is not None:
-            whole = match.shared == len(match.tail.ids) < self.page_size
-            if whole and not match.tail.holders:
-                lease.nodes.append(match.tail)  # nobody writes to it any more: go on where it ends
-                lease.cached += match.shared
-            else:
-                copied = match.tail
-        pinned = [*lease.nodes, *([copied] if copied else [])]
-        for node in pinned:
+    def _open(self, match: _Match, tokens: int) -> Lease | None:
+        nodes, cached, copied = list(match.path), len(match.path) * self.page_size, match.tail
+        if copied is not None and match.shared == len(copied.ids) < self.page_size and not copied.holders:
+            nodes.append(copied)  # nobody writes to it any more: go on where it ends
+            cached, copied = cached + match.shared, None
+        wanted = [*nodes, *([copied] if copied else [])]
+        here, parked = [one for one in wanted if one.place is None], [one for one in wanted if one.place is not None]
+        for node in here:
             self._hold(node)
-        enough = self.reserve(lease, tokens)
-        if copied:
-            self._let_go(copied, lease.root)
-        if not enough:
-            self.release(lease)
+        if -(-tokens // self.page_size) - sum(node.place is None for node in nodes) > self.available:
+            for node in reversed(here):
+                self._let_go(node, self._root)
             return None
-        if copied is None:
-            return lease, []
-        copy = lease.nodes[len(match.path)]
-        self._extend(lease, copied.ids[: match.shared])
-        return lease, [(copied.page, copy.page)]
+        for node in parked:
+            del self._parked[node]  # its place is not for those that are parked now
+        lease = Lease(self._root, nodes, cached)
+        fetched = [node for node in nodes if node.place is not None]
+        pages = [self._take() for _ in fetched]  # all first: moves of a kind that follow each other are made together
+        self.reserve(lease, tokens)
+        for node, page in zip(fetched, pages, strict=True):
+            self._fetch(node, page)
+            lease.fetched += len(node.ids)
+        if copied is not None:
+            self._begin_with(copied, lease, match)
+        return lease
+
+    def _begin_with(self, tail: Node, lease: Lease, match: _Match) -> None:
+        """Have a blank page of the lease begin with what another one begins with."""
+        blank = lease.nodes[len(match.path)]
+        if tail.place is None:
+            self._moves.append(Copy(tail.page, blank.page))
+            self._let_go(tail, lease.root)
+        else:
+            self._moves.append(Fetch(tail.place, blank.page))
+            self._parked[tail] = None
+            lease.fetched += match.shared
+        self._extend(lease, tail.ids[: match.shared])
 
     def _match(self, ids: Sequence[int]) -> _Match:
         size, limit = self.page_size, len(ids) - 1
@@ -214,9 +250,14 @@ class PagePool:
     def _completed(self, node: Node, parent: Node) -> Node:
         parent.partial.remove(node)
         twin = parent.full.setdefault(node.ids, node)
-        if twin is not node:  # somebody computed the same page meanwhile: one of the two is enough
+        if twin is not node:  # somebody computed the same page meanwhile, or before: one of the two is enough
+            if twin.place is None:
+                self._free.append(node.page)
+            else:
+                del self._parked[twin]
+                self._places.append(twin.place)
+                twin.page, twin.place = node.page, None
             self._hold(twin)
-            self._free.append(node.page)
         return twin
 
     def _hold(self, node: Node) -> None:
@@ -232,17 +273,41 @@ class PagePool:
 
     def _take(self) -> int:
         if not self._free:
-            self._drop(next(iter(self._unheld)))
+            self._park(next(iter(self._unheld)))
         return self._free.pop()
 
-    def _drop(self, node: Node) -> None:
+    def _park(self, node: Node) -> None:
+        """Move a page that nobody holds to host memory, or give it up where no place can be had."""
+        if not self._places and self._parked:
+            self._drop(next(iter(self._parked)))
+        if not self._places:
+            self._drop(node)
+            return
         del self._unheld[node]
+        node.place = self._places.pop()
+        self._parked[node] = None
+        self._moves.append(Park(node.page, node.place))
+        self._free.append(node.page)
+
+    def _fetch(self, node: Node, page: int) -> None:
+        assert node.place is not None
+        self._moves.append(Fetch(node.place, page))
+        self._places.append(node.place)
+        node.page, node.place = page, None
+        node.holders += 1
+
+    def _drop(self, node: Node) -> None:
         assert node.parent is not None
         if node.parent.full.get(node.ids) is node:
             del node.parent.full[node.ids]
         else:
             node.parent.partial.remove(node)
-        self._free.append(node.page)
+        if node.place is None:
+            del self._unheld[node]
+            self._free.append(node.page)
+        else:
+            del self._parked[node]
+            self._places.append(node.place)
 
 
 def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""The compiled programs: prefill, decode and copy, over pools of pages that they update in place.
+"""The compiled programs: prefill, decode, and moves of pages, over pools of pages that they update in place.
 
 In:    weights, the pools (donated), rows of small arrays that say what to do
 Out:   the pools, drawn ids and their log-probabilities
@@ -21,7 +21,7 @@ from dr_jax.engine.sample import Draws, draw
 from dr_jax.model.decoder import Laid, head, hidden_states
 from dr_jax.model.sizes import Sizes
 
-COPIES = 16  # page copies in one call
+MOVES = 16  # pages that are copied, lifted or put back in one call
 _EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
@@ -85,6 +85,13 @@ class Left(NamedTuple):
     indices_B: Int[Array, " B"]
 
 
+class Pages(NamedTuple):
+    """Keys and values of some pages, outside of the pools: page by page, so that each can be kept for itself."""
+
+    k_NLKWC: Float[Array, "N L K W C"]
+    v_NLKWC: Float[Array, "N L K W C"]
+
+
 @lru_cache(maxsize=16)
 def programs(sizes: Sizes, *, tokens_per_call: int, tiles: Tiles, everywhere: Sharding, eigen: bool) -> Programs:
     """Return the programs for these constants; engines that are alike share what is compiled."""
@@ -114,6 +121,9 @@ class Programs:
             compiler_options=_EIGEN if eigen else None,
         )
         self.copy = jax.jit(copy, donate_argnums=0, out_shardings=self.pools)
+        self.pages = Pages(*[self._pool_place(pages_first=True)] * 2)
+        self.lift = jax.jit(lift, out_shardings=self.pages)
+        self.put_back = jax.jit(put_back, donate_argnums=0, out_shardings=self.pools)
 
     def empty_pools(self, pages: int, page_size: int, dtype: str) -> Pools:
         """Make the pools, zeros."""
@@ -126,12 +136,13 @@ class Programs:
         """Put small host arrays onto every device."""
         return jax.device_put(rows, self.everywhere)
 
-    def _pool_place(self) -> Sharding:
+    def _pool_place(self, pages_first: bool = False) -> Sharding:
         """Key heads over `tensor` where they divide, everything else on every device."""
         place = self.everywhere
         if not isinstance(place, NamedSharding) or self.sizes.kv_heads % place.mesh.shape.get("tensor", 1):
             return place
-        return NamedSharding(place.mesh, PartitionSpec(None, "tensor" if "tensor" in place.mesh.shape else None))
+        heads = "tensor" if "tensor" in place.mesh.shape else None
+        return NamedSharding(place.mesh, PartitionSpec(*[None] * (2 if pages_first else 1), heads))
 
 
 def prefill(sizes: Sizes, tiles: Tiles, weights: Laid, pools: Pools, rows: PrefillRows) -> tuple[Pools, Drawn]:
@@ -197,6 +208,33 @@ def copy(pools: Pools, pages_N2: Int[Array, "N 2"]) -> Pools:
         return Pools(copied(pools.k_LKPWC), copied(pools.v_LKPWC))
 
     return jax.lax.fori_loop(0, pages_N2.shape[0], one, pools)
+
+
+def lift(pools: Pools, pages_N: Int[Array, " N"]) -> Pages:
+    """Return what is in these pages."""
+
+    def lifted(pool: Array) -> Array:
+        def one(place: Int[Array, ""], out: Array) -> Array:
+            page = jax.lax.dynamic_slice_in_dim(pool, pages_N[place], 1, axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(out, jnp.moveaxis(page, 2, 0), place, axis=0)
+
+        layers, heads, _, *page = pool.shape
+        return jax.lax.fori_loop(0, len(pages_N), one, jnp.zeros((len(pages_N), layers, heads, *page), pool.dtype))
+
+    return Pages(lifted(pools.k_LKPWC), lifted(pools.v_LKPWC))
+
+
+def put_back(pools: Pools, pages: Pages, pages_N: Int[Array, " N"]) -> Pools:
+    """Write what was lifted, or anything, to these pages."""
+
+    def one(place: Int[Array, ""], pools: Pools) -> Pools:
+        def written(pool: Array, new_NLKWC: Array) -> Array:
+            page = jax.lax.dynamic_slice_in_dim(new_NLKWC, place, 1, axis=0)
+            return jax.lax.dynamic_update_slice_in_dim(pool, jnp.moveaxis(page, 0, 2), pages_N[place], axis=2)
+
+        return Pools(written(pools.k_LKPWC, pages.k_NLKWC), written(pools.v_LKPWC, pages.v_NLKWC))
+
+    return jax.lax.fori_loop(0, pages_N.shape[0], one, pools)
 
 
 def _logits(weights: Laid, sizes: Sizes, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:

@@ -1,7 +1,7 @@
 """Decide what the device does next. Pure Python: no arrays, no clock, no threads.
 
 In:    requests as they arrive, the page pool
-Out:   Prefill (stretches of known ids to compute) or Decode (requests to draw ids for), and page copies to make first
+Out:   Prefill (stretches of known ids to compute) or Decode (requests to draw ids for), and moves of pages to make first
 Holds: first come, first served, except that who waits for a sibling's prompt lets others pass; the oldest running request
        always gets its pages, from the youngest if need be, so something always finishes
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dr_jax.base.metrics import Metrics
+from dr_jax.engine.moves import Move
 from dr_jax.engine.pages import PagePool
 from dr_jax.engine.request import Request
 
@@ -62,9 +63,9 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Copies (from page, to page), in order, and then the work."""
+    """Moves of pages, in order, and then the work."""
 
-    copies: tuple[tuple[int, int], ...]
+    moves: tuple[Move, ...]
     work: Prefill | Decode | None
 
 
@@ -123,18 +124,22 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Admit who fits and say what to do next; None as work when there is nothing to do."""
-        copies = self._admit()
+        work = self._next()
+        return Plan(self.pool.moves(), work)
+
+    def _next(self) -> Prefill | Decode | None:
+        self._admit()
         prefilling = [request for request in self.running if request.pending > 1]
         decoding = len(prefilling) < len(self.running)
         if prefilling and not (decoding and self._in_a_row >= PREFILLS_IN_A_ROW):
             self._in_a_row += 1
-            return Plan(tuple(copies), self._prefill(prefilling))
+            return self._prefill(prefilling)
         drawing = self._with_room()
         prefilling = [request for request in prefilling if request in self.running]
         self._in_a_row = 0
         if not drawing and prefilling:  # those who draw had to make room
-            return Plan(tuple(copies), self._prefill(prefilling))
-        return Plan(tuple(copies), Decode(tuple(drawing)) if drawing else None)
+            return self._prefill(prefilling)
+        return Decode(tuple(drawing)) if drawing else None
 
     def ahead(self, work: Prefill | Decode) -> Plan | None:
         """Say what can follow this work before it is known what it draws; None when that must be known."""
@@ -142,12 +147,12 @@ class Scheduler:
             case Prefill():
                 if self._in_a_row >= PREFILLS_IN_A_ROW and any(request.pending == 1 for request in self.running):
                     return None
-                copies = tuple(self._admit())
+                self._admit()
                 prefilling = [request for request in self.running if request.pending > 1]
                 if prefilling:
                     self._in_a_row += 1
-                    return Plan(copies, self._prefill(prefilling))
-                return Plan(copies, None) if copies else None
+                    return Plan(self.pool.moves(), self._prefill(prefilling))
+                return Plan(self.pool.moves(), None)
             case Decode(requests):
                 if requests != tuple(self.running) or (self.waiting and len(self.running) < self.slots):
                     return None
@@ -155,25 +160,23 @@ class Scheduler:
                 if not any(goes_on) or (self.waiting and not all(goes_on)):
                     return None
                 room = all(self.pool.reserve(one.lease, self._room(one, 2)) for one in requests if one.lease is not None)
-                return Plan((), Decode(requests, unread=self.tokens_per_call)) if room else None
+                return Plan(self.pool.moves(), Decode(requests, unread=self.tokens_per_call)) if room else None
 
-    def _admit(self) -> list[tuple[int, int]]:
-        copies: list[tuple[int, int]] = []
+    def _admit(self) -> None:
         for request in list(self.waiting):
             if len(self.running) >= self.slots:
                 break
             if self._sibling_is_computing(request):
                 continue
-            opened = self.pool.open(request.ids, self._room(request))
-            if opened is None:
+            request.lease = self.pool.open(request.ids, self._room(request))
+            if request.lease is None:
                 break  # whoever comes later waits too: passing it would leave it waiting for ever
-            request.lease, made = opened
-            copies += made
             self.metrics.add("engine/prefix_hit_tokens", request.cached)
+            if request.lease.fetched:
+                self.metrics.add("engine/parked_hit_tokens", request.lease.fetched)
             self.waiting.remove(request)
             self.running.append(request)
             self.running.sort(key=lambda one: one.number)
-        return copies
 
     def _sibling_is_computing(self, request: Request) -> bool:
         """Whether a running request is about to compute more of this one's ids than are known already."""

@@ -17,6 +17,8 @@ class EngineSettings:
     Args:
         slots: requests that run at once.
         pages: of the pool; 0 means that all slots can reach `max_context` together.
+        host_pages: pages that are kept in host memory when the pool needs their room, until a later turn asks for them; 0 is
+            none: they are computed again. Of use where the device has memory of its own.
         page_size: tokens in a page; what two requests share is counted in pages, and large ones are read faster.
         max_context: most tokens of one request, prompt and what is drawn.
         tokens_per_call: ids drawn per slot in one device call; new requests and new weights wait for a call to end.
@@ -34,6 +36,7 @@ class EngineSettings:
 
     slots: int = 32
     pages: int = 0
+    host_pages: int = 0
     page_size: int = 64
     max_context: int = 2048
     tokens_per_call: int = 8
@@ -54,6 +57,8 @@ class EngineSettings:
             raise ValueError(f"prefill_rows = {self.prefill_rows}; rising numbers from 1 are needed")
         if self.pages < 0 or 0 < self.pages < 2:
             raise ValueError(f"pages = {self.pages}; 0 (enough for all slots) or at least 2 is needed")
+        if self.host_pages < 0:
+            raise ValueError(f"host_pages = {self.host_pages}; 0 (none) or more is needed")
         if self.memory_gib < 0:
             raise ValueError(f"memory_gib = {self.memory_gib}; 0 (what is free) or more is needed")
         if self.block % self.page_size:
@@ -77,5 +82,14 @@ class EngineSettings:
 
 def memory_bytes(settings: EngineSettings, sizes: Sizes) -> int:
     """Return how many bytes the pools of keys and values take, over all devices that they are split over."""
+    return settings.page_count * _page_bytes(settings, sizes)
+
+
+def host_bytes(settings: EngineSettings, sizes: Sizes) -> int:
+    """Return how many bytes of host memory the parked pages can take."""
+    return settings.host_pages * _page_bytes(settings, sizes)
+
+
+def _page_bytes(settings: EngineSettings, sizes: Sizes) -> int:
     per_token = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * jnp.dtype(settings.dtype).itemsize
-    return settings.page_count * settings.page_size * per_token
+    return settings.page_size * per_token

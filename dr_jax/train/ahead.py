@@ -181,6 +181,10 @@ def update_programs(
     return [Planned(told, scoring(forward), score, mesh, flops, beside=lies, within=True, unbound=chunks), *planned]
 
 
+# How the names of an engine's programs begin.
+ENGINE = ("prefill", "decode", "park", "fetch")
+
+
 def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype: str = "bfloat16") -> list[Planned]:
     """Plan the engine: the largest prefill at the end of the longest context, and decoding with all pages in use.
 
@@ -237,6 +241,21 @@ def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype
             decode_flops,
             unbound=settings.tokens_per_call,
         ),
+        *(_moving(programs, pools, small, mesh, bytes_of(weights)) if settings.host_pages else ()),
+    ]
+
+
+def _moving(programs: runner.Programs, pools: Pools, small: Callable[..., Any], mesh: Mesh, weights: int) -> list[Planned]:
+    """Plan what brings pages to host memory and back, beside so many bytes of weights."""
+    layers, heads, _, *page = pools.k_LKPWC.shape
+    some = runner.Pages(*(_placed((runner.MOVES, layers, heads, *page), pools.k_LKPWC.dtype, one) for one in programs.pages))
+    which = small((runner.MOVES,), jnp.int32)
+    return [
+        Planned(f"{name} {runner.MOVES} pages", program, arguments, mesh, 0, beside=weights)
+        for name, program, arguments in (
+            ("park", programs.lift, (pools, which)),
+            ("fetch", programs.put_back, (pools, some, which)),
+        )
     ]
 
 

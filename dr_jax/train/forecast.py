@@ -26,7 +26,7 @@ from dr_jax.model.flops import update_products
 from dr_jax.model.sizes import NAMED, Sizes, from_hf_config
 from dr_jax.sharding.mesh import make_mesh
 from dr_jax.sharding.place import bytes_of, row_ways
-from dr_jax.train.ahead import Failed, Found, Planned, analysed, engine_programs, update_programs
+from dr_jax.train.ahead import ENGINE, Failed, Found, Planned, analysed, engine_programs, update_programs
 from dr_jax.train.chips import Chip, chip_of, topology
 from dr_jax.train.memory import candidates, choose, is_open
 from dr_jax.train.placement import Placement, on_each_its_own
@@ -127,8 +127,8 @@ def forecast(settings: Settings, name: str, told: Callable[[str], None] = lambda
             continue
         told(f"{one.name} for {name}")
         beside = one.beside + lasting["engine_weights"] + lasting["cache"]
-        if one.name.startswith(("prefill", "decode")):
-            beside = lasting["weights"] + lasting["optimizer"] + lasting["reference"]
+        if one.name.startswith(ENGINE):
+            beside = one.beside + lasting["weights"] + lasting["optimizer"] + lasting["reference"]
         programs.append(analysed(dataclasses.replace(one, beside=beside)))
     tokens = settings.batch.rows * max(settings.batch.lengths)
     return Forecast(
@@ -269,7 +269,7 @@ def advice(found: Forecast) -> list[str]:
     failed = [one for one in found.programs if isinstance(one, Failed)]
     said = [f"{one.name} does not compile: {one.reason}" for one in failed]
     # An engine's program that does not compile has too many pages where the update, which compiles, has no room beside them.
-    update = [one for one in failed if not one.name.startswith(("prefill", "decode"))]
+    update = [one for one in failed if not one.name.startswith(ENGINE)]
     if not update and (fewer := _fewer_pages(found)):
         return [*said, fewer]
     over = max(0.0, found.peak - found.room)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dr_jax.base.config import to_tree
 from dr_jax.base.metrics import Metrics
-from dr_jax.engine.settings import memory_bytes
+from dr_jax.engine.settings import host_bytes, memory_bytes
 from dr_jax.model.lora import describe
 from dr_jax.model.sizes import Sizes, parameter_count
 from dr_jax.train.actor import load_actor, load_reading_model
@@ -37,6 +37,7 @@ def plan(settings: Settings) -> dict[str, Any]:
         "mesh": dict(actor.mesh.shape),
         "engine_devices": [str(device) for device in actor.placement.sampling.devices.flat],
         "memory_mb": memory(settings, sizes, reading.engine.sizes if reading else None),
+        "host_memory_mb": {"parked_pages": round(host_bytes(settings.engine, sizes) / _MB, 1)},
         "plan": {
             "updates": settings.steps,
             "episodes_per_update": rollout.groups * rollout.group_size,

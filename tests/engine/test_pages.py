@@ -4,15 +4,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dr_jax.engine.moves import Copy, Fetch, Move, Park
 from dr_jax.engine.pages import SCRATCH, Lease, Node, PagePool
 
 TEN = list(range(10))
 
 
-def leased(pool: PagePool, ids: list[int], tokens: int = 0) -> tuple[Lease, list[tuple[int, int]]]:
+def leased(pool: PagePool, ids: list[int], tokens: int = 0) -> tuple[Lease, list[Move]]:
     found = pool.open(ids, tokens or len(ids))
     assert found is not None
-    return found
+    return found, list(pool.moves())
 
 
 def run(pool: PagePool, ids: list[int]) -> Lease:
@@ -26,10 +27,10 @@ def test_a_prompt_is_computed_once_and_its_full_pages_are_shared() -> None:
     pool = PagePool(9, 4)
     first = run(pool, TEN)
     assert pool.held == 3
-    second, copies = leased(pool, [*TEN, 99])
+    second, moves = leased(pool, [*TEN, 99])
     assert second.pages[:2] == first.pages[:2]
     assert second.cached == 10  # two pages shared, two ids of the third copied
-    assert copies == [(first.pages[2], second.pages[2])]
+    assert moves == [Copy(first.pages[2], second.pages[2])]
     assert pool.held == 4
 
 
@@ -46,10 +47,10 @@ def test_a_tail_that_nobody_writes_to_is_taken_over_by_one_successor() -> None:
     first = run(pool, TEN)
     pages = first.pages
     pool.release(first)
-    second, copies = leased(pool, [*TEN, 99])
-    assert (second.pages, copies, second.cached) == (pages, [], 10)
-    third, copies = leased(pool, [*TEN, 98])
-    assert copies == [(pages[2], third.pages[2])]
+    second, moves = leased(pool, [*TEN, 99])
+    assert (second.pages, moves, second.cached) == (pages, [], 10)
+    third, moves = leased(pool, [*TEN, 98])
+    assert moves == [Copy(pages[2], third.pages[2])]
     assert third.cached == 10
 
 
@@ -75,8 +76,8 @@ def test_nothing_changes_when_pages_do_not_suffice() -> None:
 def test_the_page_to_copy_from_is_given_up_when_it_is_one_too_many() -> None:
     pool = PagePool(4, 4)
     pool.release(run(pool, TEN[:8]))
-    lease, copies = leased(pool, [*TEN[:7], 77, *range(50, 54)])  # would keep page 2 of the first beside three of its own
-    assert (len(lease.nodes), copies, lease.cached) == (3, [], 4)
+    lease, moves = leased(pool, [*TEN[:7], 77, *range(50, 54)])  # would keep page 2 of the first beside three of its own
+    assert (len(lease.nodes), moves, lease.cached) == (3, [], 4)
 
 
 def test_two_who_computed_the_same_page_end_up_with_one() -> None:
@@ -101,14 +102,75 @@ def test_new_weights_share_nothing_old() -> None:
     assert (pool.held, pool.available, pool.known([*TEN[:4], 55])) == (0, 8, 0)
 
 
+def test_a_page_that_is_needed_is_parked_and_comes_back_to_another_place() -> None:
+    pool = PagePool(4, 4, host_pages=3)
+    pool.release(run(pool, TEN))  # pages 1, 2 and the half of 3
+    other, moves = leased(pool, [50], tokens=12)
+    assert moves == [Park(3, 0), Park(2, 1), Park(1, 2)]
+    assert (pool.parked, pool.known([*TEN, 99])) == (3, 10)
+    pool.release(other)
+    lease, moves = leased(pool, [*TEN, 99])
+    # The first page goes to the page that was let go last, and so on.
+    assert moves == [Fetch(2, lease.pages[0]), Fetch(1, lease.pages[1]), Fetch(0, lease.pages[2])]
+    assert (lease.cached, lease.fetched, pool.parked) == (10, 10, 0)
+
+
+def test_who_parts_from_a_parked_page_takes_what_it_shares_and_leaves_it_there() -> None:
+    pool = PagePool(3, 4, host_pages=2)
+    pool.release(run(pool, TEN[:8]))
+    pool.release(leased(pool, [50], tokens=8)[0])
+    lease, moves = leased(pool, [*TEN[:6], 77])
+    assert moves == [Fetch(1, lease.pages[0]), Fetch(0, lease.pages[1])]
+    assert (lease.cached, lease.fetched, pool.parked) == (6, 6, 1)
+    assert pool.known([*TEN[:8], 9]) == 8, "the page that it parted from is still known"
+
+
+def test_what_is_parked_longest_is_given_up_and_new_weights_give_up_all() -> None:
+    pool = PagePool(3, 4, host_pages=3)
+    for start in (0, 100, 200):
+        pool.release(run(pool, list(range(start, start + 8))))
+    assert pool.parked == 3
+    assert pool.known([*range(8), 9]) == 4, "of the first four pages that were parked the first is gone"
+    assert pool.known([*range(100, 108), 9]) == 8
+    pool.forget()
+    assert (pool.parked, pool.available) == (0, 2)
+    assert pool.known([*range(100, 108), 9]) == 0
+    assert len(pool._places) == 3
+
+
+def test_a_page_that_is_computed_again_is_not_parked_any_more() -> None:
+    pool = PagePool(3, 4, host_pages=1)
+    pool.release(run(pool, TEN[:4]))
+    pool.release(leased(pool, [50], tokens=8)[0])
+    assert pool.parked == 1
+    again, _ = leased(pool, TEN[:4], tokens=4)  # its last id is computed: three of four come from the parked page
+    assert again.cached == 3
+    pool.filled(again, TEN[3:4])
+    assert (pool.parked, pool.held, len(pool._places)) == (0, 1, 1)
+    assert pool.known([*TEN[:4], 9]) == 4
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Requests over two ids, so that they share a lot, on a pool that is too small for them."""
 
+    host_pages = 0
+
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(8, 2)
+        self.pool = PagePool(8, 2, self.host_pages)
         self.running: list[tuple[Lease, list[int]]] = []
         self.content: dict[int, list[int]] = {}  # what the device would hold
+        self.kept: dict[int, list[int]] = {}  # what the host would hold
+
+    def move(self) -> None:
+        for one in self.pool.moves():
+            match one:
+                case Copy(page, to):
+                    self.content[to] = list(self.content[page])
+                case Park(page, place):
+                    self.kept[place] = list(self.content[page])
+                case Fetch(place, page):
+                    self.content[page] = list(self.kept[place])
 
     @rule(ids=st.lists(st.integers(0, 1), min_size=1, max_size=9))
     def arrive(self, ids: list[int]) -> None:
@@ -117,11 +179,9 @@ class AnyOrder(RuleBasedStateMachine):
         if found is None:
             assert (self.pool.held, self.pool.available) == before
             return
-        lease, copies = found
-        for source, target in copies:
-            self.content[target] = list(self.content[source])
-        assert lease.cached <= known < len(ids)
-        self.running.append((lease, ids))
+        self.move()
+        assert found.fetched <= found.cached <= known < len(ids)
+        self.running.append((found, ids))
 
     @precondition(lambda self: self.running)
     @rule(which=st.integers(0, 99), count=st.integers(1, 5), new=st.lists(st.integers(0, 1), min_size=5, max_size=5))
@@ -130,6 +190,7 @@ class AnyOrder(RuleBasedStateMachine):
         ids.extend(new)
         if not self.pool.reserve(lease, lease.cached + count):
             return
+        self.move()
         for place in range(lease.cached, lease.cached + count):
             held = self.content.setdefault(lease.pages[place // 2], [])
             del held[place % 2 :]
@@ -155,6 +216,22 @@ class AnyOrder(RuleBasedStateMachine):
         assert (pool.held, pool.available) == (len(held), 7 - len(held))
 
     @invariant()
+    def every_place_is_free_or_keeps_what_its_node_says(self) -> None:
+        pool = self.pool
+        assert sorted([*pool._places, *(node.place for node in pool._parked)]) == list(range(self.host_pages))
+        for node in pool._parked:
+            assert not node.holders
+            assert node.place is not None
+            assert self.kept[node.place][: len(node.ids)] == list(node.ids)
+            assert all(child.place is not None for child in (*node.partial, *node.full.values()))
+
+    @invariant()
+    def what_nobody_holds_keeps_what_its_node_says(self) -> None:
+        for node in self.pool._unheld:
+            assert node.place is None
+            assert self.content[node.page][: len(node.ids)] == list(node.ids)
+
+    @invariant()
     def holders_are_counted(self) -> None:
         counted: dict[int, int] = {}
         nodes: dict[int, Node] = {}
@@ -176,11 +253,19 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def parents_outlive_children(self) -> None:
-        order = {node: place for place, node in enumerate(self.pool._unheld)}
+        order = {node: place for place, node in enumerate((*self.pool._parked, *self.pool._unheld))}
         for node, place in order.items():
             assert node.parent is not None
             assert order.get(node.parent, place + 1) > place
 
 
+class AnyOrderWithParkedPages(AnyOrder):
+    """The same, where the host has room for a few of the pages that are given up."""
+
+    host_pages = 3
+
+
 AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+AnyOrderWithParkedPages.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
+TestAnyOrderWithParkedPages = AnyOrderWithParkedPages.TestCase

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dr_jax.engine.moves import Copy
 from dr_jax.engine.pages import PagePool
 from dr_jax.engine.request import Request
 from dr_jax.engine.scheduler import PREFILLS_IN_A_ROW, Decode, Prefill, Scheduler
@@ -96,7 +97,7 @@ def test_siblings_wait_for_the_first_one_and_others_pass_them() -> None:
     plan = one.plan()
     assert siblings[1] in one.running
     assert siblings[1].pending == 1  # it computes nothing but the prompt's last id
-    assert len(plan.copies) == 1
+    assert [type(move) for move in plan.moves] == [Copy]
 
 
 def test_those_who_draw_get_a_turn_between_many_prefills() -> None:

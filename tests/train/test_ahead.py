@@ -44,6 +44,18 @@ def test_an_engine_holds_weights_and_pools() -> None:
     assert (len(found.counts.kernels), found.peak > found.arguments) == (0, True)
 
 
+def test_pages_go_to_host_memory_and_back_without_a_copy_of_the_pools() -> None:
+    settings = dataclasses.replace(ENGINE, pages=400, host_pages=9)
+    *_, park, fetch = engine_programs(SIZES, mesh_of(jax.devices()[:2], tensor=2), settings, dtype="float32")
+    pages = memory_bytes(settings, SIZES) * 16 / 400 / 2  # sixteen of them, half of their heads
+    parked, fetched = analysed(park), analysed(fetch)
+    assert isinstance(parked, Found)
+    assert isinstance(fetched, Found)
+    assert (parked.results, fetched.results) == (pytest.approx(pages, abs=64), pytest.approx(0, abs=64))
+    assert parked.temporaries + fetched.temporaries < 4 * pages
+    assert parked.beside == bytes_of(engine_programs(SIZES, mesh_of(jax.devices()[:2], tensor=2), ENGINE)[0].arguments[0]) * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("chips", "kv_heads"), [(1, 2), (2, 4)])
 def test_a_tpu_reads_and_writes_pools_where_they_are(chips: int, kv_heads: int) -> None:
