@@ -180,14 +180,16 @@ class Run(Stage):
         """
         kept = self.settings.checkpoint
         self.directory = directory
-        where = kept.directory or directory / "checkpoints"
+        where, index = kept.directory or directory / "checkpoints", self.together.index
+        tape = recorded(self.settings) if shelf is not None else None
+        if tape is not None and not copies(self.together.exchange(identity(tape)), index):
+            tape = None
         self.checkpoints = Checkpoints(where, keep=kept.keep, resume=resume, base=self.trained.base)
+        if shelf is not None and tape is not None:  # closed last: what is left of the grace period belongs to the run first
+            self._stack.enter_context(TapeMirror(shelf, tape, self.metrics, index=index))
         self._stack.callback(self.checkpoints.close)
         if shelf is not None:
-            index = self.together.index
             self._mirror = self._stack.enter_context(Mirror(shelf, directory, self.metrics, index=index))
-            if (tape := recorded(self.settings)) is not None and copies(self.together.exchange(identity(tape)), index):
-                self._stack.enter_context(TapeMirror(shelf, tape, self.metrics, index=index))
 
     def copied(self) -> bool:
         """Copy what was written so far to the bucket, if there is one and it is quick; otherwise that is done later."""

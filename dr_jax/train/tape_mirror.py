@@ -44,7 +44,7 @@ def bring_back(shelf: Shelf, tape: TapeSettings) -> int:
 
     Args:
         shelf: of the run.
-        tape: which is made when there is none.
+        tape: which is made when there is none, and stays within its bound: the oldest parts come, and go, first.
 
     Raises:
         ConfigError, UserError: the tape cannot be opened.
@@ -53,11 +53,13 @@ def bring_back(shelf: Shelf, tape: TapeSettings) -> int:
     names, added = list(shelf.names(_BELOW)), 0
     with _opened(tape) as file, tempfile.TemporaryDirectory() as place:
         marks = _marks(file, shelf)
-        new = [name for name in names if _ends(name) > marks.get(_process(name), _NOTHING).held]
+        new = sorted((name for name in names if _ends(name) > marks.get(_process(name), _NOTHING).held), key=_ends)
         for number, name in enumerate(new, start=1):
             part = Path(place) / "part"
             part.write_bytes(shelf.get(name))
             added += archive.load(file, part).added
+            if tape.max_mb:  # the bucket keeps what the tape forgot while it was recorded
+                file.forget_longest_unused(tape.max_mb << 20)
             end = max(_ends(name), marks.get(_process(name), _NOTHING).held)
             marks[_process(name)] = _Mark(end, end)
             if number == len(new) or number % _JOINED == 0:
@@ -93,6 +95,7 @@ class TapeMirror:
         # Who writes takes the time first and may then wait for others: younger entries can be there before it is.
         self._settling_s = tape.busy_s + 1.0
         self._small: list[tuple[str, int]] = []  # parts that were not joined yet, and their bytes
+        self._compared = False  # marks with what is there
         self._closing, self._told, self._whole = threading.Event(), False, True
         self._thread = threading.Thread(target=self._run, name="tape mirror", daemon=True)
         self._thread.start()
@@ -131,7 +134,7 @@ class TapeMirror:
         settled = time.time() - self._settling_s
         with _opened(self._tape) as file:
             marks = _marks(file, self._shelf)
-            since = marks.get(self._process, _NOTHING).copied
+            since = self._held(marks.get(self._process, _NOTHING)).copied
             for content, end in archive.parts(file, since, until, most=_PART):
                 name = f"{_BELOW}{self._process}/{since:017.6f}-{end:017.6f}"
                 self._shelf.put(name, content)
@@ -141,6 +144,15 @@ class TapeMirror:
                 self._small.append((name, len(content)))
         if len(self._small) >= _JOINED:
             self._join()
+
+    def _held(self, mark: _Mark) -> _Mark:
+        """Return a mark, or none where its parts were removed from the bucket: a tape outlives runs and their folders."""
+        if not self._compared:
+            there = max(map(_ends, self._shelf.names(f"{_BELOW}{self._process}/")), default=0.0)
+            if there < mark.held:
+                return _NOTHING
+            self._compared = True
+        return mark
 
     def _join(self) -> None:
         """Make one of many small parts, which take longer to list and to bring back."""

@@ -13,8 +13,9 @@ import pytest
 from dr_jax.base.config import read
 from dr_jax.base.metrics import Metrics
 from dr_jax.train import tape_mirror
+from dr_jax.train.checkpoint import Checkpoints
 from dr_jax.train.loop import train
-from dr_jax.train.mirror import Shelf
+from dr_jax.train.mirror import Mirror, Shelf
 from dr_jax.train.settings import Settings
 from dr_jax.train.tape_mirror import TapeMirror, bring_back, copies
 from dr_jax.web.tape.archive import stats
@@ -101,6 +102,36 @@ def test_a_resume_copies_and_brings_back_only_what_is_new(
     assert set(held(here)) == {"a", "b", "c"}
 
 
+def test_a_tape_whose_folder_was_emptied_is_copied_again_from_its_beginning(bucket: Bucket, tmp_path: Path) -> None:
+    shelf, here = Shelf("gs://runs/g"), tape(tmp_path / "here")
+    write(here, "a 1", at=time.time() - 60)
+    copied(shelf, here)
+    for name in shelf.names():
+        shelf.remove(name)
+    write(here, "b 2", at=time.time() - 30)
+    assert copied(shelf, here)["mirror/bytes"] > 0
+    assert copied(shelf, here) == {}, "once is enough"
+    there = tape(tmp_path / "there")
+    bring_back(shelf, there)
+    assert held(there) == held(here) == {"a": "a 1", "b": "b 2"}
+
+
+def test_what_is_brought_back_stays_within_the_bound_of_the_tape_and_is_the_youngest(bucket: Bucket, tmp_path: Path) -> None:
+    shelf = Shelf("gs://runs/h")
+    for number in range(8):  # nothing that could be compressed, from two processes in turn
+        index = (number + 1) % 2
+        here = tape(tmp_path / f"here-{index}")
+        write(here, f"page-{number} {random.Random(number).randbytes(300_000).hex()}")
+        copied(shelf, here, index)
+    there = dataclasses.replace(tape(tmp_path / "there"), max_mb=1)
+    bring_back(shelf, there)
+    with tape_mirror._opened(there) as file:
+        assert file.bytes_used <= 1 << 20
+    left = sorted(held(there))
+    assert left
+    assert left == [f"page-{number}" for number in range(8)][-len(left) :]
+
+
 def test_what_was_written_while_it_was_copied_is_not_lost(bucket: Bucket, tmp_path: Path) -> None:
     """Who writes takes the time, and waits for its turn: it is there later than what is younger."""
     shelf, here = Shelf("gs://runs/c"), dataclasses.replace(tape(tmp_path / "here"), busy_s=2.0)
@@ -151,7 +182,13 @@ def test_of_those_who_share_a_tape_the_first_copies_it() -> None:
 
 
 @pytest.mark.slow
-async def test_a_run_that_goes_on_on_another_machine_remembers_the_web(bucket: Bucket, tmp_path: Path) -> None:
+async def test_a_run_that_goes_on_on_another_machine_remembers_the_web(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    for kind in (Mirror, Checkpoints, TapeMirror):
+        monkeypatch.setattr(kind, "close", lambda self, close=kind.close: (closed.append(type(self).__name__), close(self)))
+
     def told(phase: str, index: int, numbers: Any) -> None:
         """Say nothing."""
 
@@ -167,6 +204,7 @@ async def test_a_run_that_goes_on_on_another_machine_remembers_the_web(bucket: B
     ]
     settings = read(Settings, ROOT / "configs" / "quickstart.toml", overrides)
     await train(settings, told=told)
+    assert closed == ["Mirror", "Checkpoints", "TapeMirror"], "who has little time saves the run first"
     with tape_mirror._opened(settings.web.tape) as file:
         before = {kind: row["entries"] for kind, row in stats(file)["kinds"].items()}
     assert before["search"] > 0
