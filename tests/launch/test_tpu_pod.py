@@ -161,6 +161,7 @@ def test_a_bucket_that_cannot_be_read_ends_it(cloud: Cloud) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 def test_ctrl_c_saves_and_deletes_unless_told_to_keep(cloud: Cloud, keep: bool) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would its children
     cloud.plan(steps=400)
     script = cloud.begin(*(["--keep"] if keep else []))
     deadline = time.monotonic() + 60
