@@ -46,11 +46,11 @@ async def beside(engine: Engine, drawing: Asked, *others: Asked) -> tuple[list[S
         loop.call_soon_threadsafe(begins.set)
 
     engine.metrics.drain()
-    one = asyncio.create_task(engine.sample(*drawing, told=first))
+    one = asyncio.create_task(engine.continued(*drawing, Begun(), first))
     await begins.wait()
     with engine.paused():
         before = len(told)
-        rest = [asyncio.create_task(engine.sample(*other, told=lambda begun: told.append(1))) for other in others]
+        rest = [asyncio.create_task(engine.continued(*other, Begun(), lambda begun: told.append(1))) for other in others]
         await asyncio.sleep(0.05)
     found = await asyncio.gather(one, *rest)
     until = told.index(1) if 1 in told else len(told)
