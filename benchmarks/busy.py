@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dr_jax.base.metrics import Metrics
 
 Interval = tuple[float, float]
-KINDS = {"engine/prefill_s": "engine", "engine/decode_s": "engine", "update/s": "update"}
+KINDS = {"engine/prefill_s": "engine", "engine/decode_s": "engine", "engine/mixed_s": "engine", "update/s": "update"}
 
 
 class Busy(Metrics):

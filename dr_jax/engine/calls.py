@@ -12,16 +12,16 @@ import time
 from dataclasses import dataclass
 
 from dr_jax.base.metrics import Metrics
-from dr_jax.engine.device import Device, Launched
+from dr_jax.engine.device import Device, Launched, Rows
 from dr_jax.engine.request import Request
-from dr_jax.engine.scheduler import Decode, Prefill, Scheduler
+from dr_jax.engine.scheduler import Decode, Mixed, Prefill, Scheduler, Work
 
 
 @dataclass(frozen=True, slots=True)
 class _Queued:
     """A call that was queued and not read yet."""
 
-    work: Prefill | Decode
+    work: Work
     launched: Launched
     version: int
     start: float
@@ -69,41 +69,58 @@ class Calls:
             self._read(queued)
         self._landed = None  # what others do now, an update among it, is not the engine's time
 
-    def _launch(self, work: Prefill | Decode, after: _Queued | None) -> _Queued:
+    def _launch(self, work: Work, after: _Queued | None) -> _Queued:
         start = time.perf_counter()
         if self._landed is not None and after is None:
             self.metrics.observe("engine/host_s", start - self._landed)
+        before = after.launched if after is not None else None
         match work:
             case Prefill():
                 launched = self.device.prefill(work)
-                for stretch in work.stretches:
-                    self.scheduler.computed(stretch.request, stretch.ids)
-                    self.metrics.add("engine/prefill_tokens", len(stretch.ids))
+                self._computed(work)
             case Decode():
-                launched = self.device.decode(work, after.launched if after is not None else None)
+                launched = self.device.decode(work, before)
+            case Mixed(prefill):
+                launched = self.device.mixed(work, before)
+                self._computed(prefill)
         return _Queued(work, launched, self.device.version, start)
 
+    def _computed(self, work: Prefill) -> None:
+        for stretch in work.stretches:
+            self.scheduler.computed(stretch.request, stretch.ids)
+            self.metrics.add("engine/prefill_tokens", len(stretch.ids))
+
     def _read(self, call: _Queued) -> None:
-        drawn = self.device.read(call.launched)
+        parts = self.device.read(call.launched)
         now = time.perf_counter()
         spent = now - max(call.start, self._landed or 0.0)
         self._landed = now
         match call.work:
-            case Prefill(stretches):
+            case Prefill() as prefill:
                 self.metrics.observe("engine/prefill_s", spent)
-                for stretch, (ids, logprobs) in zip(stretches, drawn, strict=True):
-                    if stretch.last:
-                        self._drew(stretch.request, ids, logprobs, call.version)
-            case Decode(requests):
+                self._prefilled(prefill, parts[0], call.version)
+            case Decode() as decode:
                 self.metrics.observe("engine/decode_s", spent)
-                self.metrics.observe("engine/slots_busy", sum(not request.finished for request in requests))
-                for request, (ids, logprobs) in zip(requests, drawn, strict=True):
-                    if ids:
-                        self.scheduler.computed(request, [request.ids[-1], *ids[:-1]])
-                        self.metrics.add("engine/decode_tokens", len(ids))
-                        self._drew(request, ids, logprobs, call.version)
+                self._decoded(decode, parts[0], call.version)
+            case Mixed(prefill, decode):
+                self.metrics.observe("engine/mixed_s", spent)
+                self._prefilled(prefill, parts[0], call.version)
+                self._decoded(decode, parts[1], call.version)
         if not self.scheduler.requests:
             self._landed = None
+
+    def _prefilled(self, work: Prefill, drawn: Rows, version: int) -> None:
+        for stretch, (ids, logprobs) in zip(work.stretches, drawn, strict=True):
+            if stretch.last:
+                self._drew(stretch.request, ids, logprobs, version)
+
+    def _decoded(self, work: Decode, drawn: Rows, version: int) -> None:
+        self.metrics.observe("engine/slots_busy", sum(not request.finished for request in work.requests))
+        for request, (ids, logprobs) in zip(work.requests, drawn, strict=True):
+            if ids:
+                self.scheduler.computed(request, [request.ids[-1], *ids[:-1]])
+                self.metrics.add("engine/decode_tokens", len(ids))
+                self._drew(request, ids, logprobs, version)
 
     def _drew(self, request: Request, ids: list[int], logprobs: list[float], version: int) -> None:
         request.append(ids, logprobs, version)

@@ -26,7 +26,7 @@ from dr_jax.engine.parked import HostPages
 from dr_jax.engine.request import Request
 from dr_jax.engine.runner import MOVES, DecodeRows, Drawn, Left, Pages, PrefillRows, programs
 from dr_jax.engine.sample import Draws
-from dr_jax.engine.scheduler import Decode, Prefill
+from dr_jax.engine.scheduler import Decode, Mixed, Prefill, Work
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.model.decoder import Laid, Weights, apart, merged
 from dr_jax.model.sizes import Sizes
@@ -37,17 +37,20 @@ STOPS = 8  # stop ids that one request can have
 FEW_SLOTS, SHORT_CONTEXT = 32, 512
 
 
+Rows = list[tuple[list[int], list[float]]]  # ids and log-probabilities of each
+
+
 class Launched(NamedTuple):
     """A call that was queued.
 
     Args:
-        rows: that somebody asked for.
-        drawn: ids, log-probabilities and counts, on the device.
-        left: where a decode call left its rows.
+        rows: that somebody asked for, in each of its parts.
+        drawn: ids, log-probabilities and counts of each part, on the device.
+        left: where the call left the rows that draw.
     """
 
-    rows: int
-    drawn: Drawn
+    rows: tuple[int, ...]
+    drawn: tuple[Drawn, ...]
     left: Left | None
 
 
@@ -139,7 +142,7 @@ class Device:
         """Queue the stretches; what is drawn after each is meaningful for a request's last stretch only."""
         rows = self._programs.place(self._prefill_rows(work))
         self.pools, drawn = self._programs.prefill(self.weights, self.pools, rows)
-        return Launched(len(work.stretches), drawn, None)
+        return Launched((len(work.stretches),), (drawn,), None)
 
     def decode(self, work: Decode, after: Launched | None = None) -> Launched:
         """Queue a call for these requests.
@@ -148,20 +151,22 @@ class Device:
             work: who draws.
             after: the call before, with the same requests, that was not read yet; None when everything is known.
         """
-        rows = self._decode_rows(work)
-        if after is not None and after.left is not None:
-            left = after.left
-            rows = rows._replace(ids_B=left.ids_B, lengths_B=left.lengths_B, lefts_B=left.lefts_B)
-            rows = rows._replace(draws=rows.draws._replace(indices_B=left.indices_B))
-        self.pools, drawn, now_left = self._programs.decode(self.weights, self.pools, self._programs.place(rows))
-        return Launched(len(work.requests), drawn, now_left)
+        rows = self._decode_rows(work, self.settings.tokens_per_call, after)
+        self.pools, drawn, left = self._programs.decode(self.weights, self.pools, self._programs.place(rows))
+        return Launched((len(work.requests),), (drawn,), left)
 
-    def read(self, launched: Launched) -> list[tuple[list[int], list[float]]]:
-        """Wait for a call; return ids and log-probabilities of each of its rows."""
-        ids, logprobs, counts = jax.device_get(launched.drawn)
+    def mixed(self, work: Mixed, after: Launched | None = None) -> Launched:
+        """Queue stretches and one id of each who draws; see `prefill` and `decode`."""
+        rows = self._programs.place((self._prefill_rows(work.prefill), self._decode_rows(work.decode, 1, after)))
+        self.pools, *drawn, left = self._programs.mixed(self.weights, self.pools, *rows)
+        return Launched((len(work.prefill.stretches), len(work.decode.requests)), tuple(drawn), left)
+
+    def read(self, launched: Launched) -> list[Rows]:
+        """Wait for a call; return what each row of each of its parts drew."""
+        parts = zip(launched.rows, jax.device_get(launched.drawn), strict=True)
         return [
-            (ids[row, :count].tolist(), logprobs[row, :count].tolist())
-            for row, count in enumerate(counts[: launched.rows].tolist())
+            [(ids[row, :count].tolist(), logprobs[row, :count].tolist()) for row, count in enumerate(counts[:asked].tolist())]
+            for asked, (ids, logprobs, counts) in parts
         ]
 
     def warm_up(self, progress: Callable[[str, int, int], None] | None = None) -> None:
@@ -170,7 +175,9 @@ class Device:
         if self.settings.host_pages:
             calls.append(("park and fetch", self._move_nothing))
         for rows in self.settings.prefill_rows:
-            calls.append((f"prefill {rows}x{self.settings.prefill_width}", partial(self._once, Prefill((), rows))))
+            name = f"{rows}x{self.settings.prefill_width}"
+            calls.append((f"prefill {name}", partial(self._once, Prefill((), rows))))
+            calls.append((f"mixed {name} and {self.settings.slots}", partial(self._once, Mixed(Prefill((), rows), Decode(())))))
         calls.append((f"decode {self.settings.slots}x{self.settings.tokens_per_call}", partial(self._once, Decode(()))))
         for number, (name, call) in enumerate(calls):
             if progress is not None:
@@ -183,8 +190,14 @@ class Device:
         pages_N = np.full(MOVES, SCRATCH, np.int32)
         self._put_back(jax.device_get(self._programs.lift(self.pools, self._programs.place(pages_N))), pages_N)
 
-    def _once(self, work: Prefill | Decode) -> None:
-        self.read(self.prefill(work) if isinstance(work, Prefill) else self.decode(work))
+    def _once(self, work: Work) -> None:
+        match work:
+            case Prefill():
+                self.read(self.prefill(work))
+            case Decode():
+                self.read(self.decode(work))
+            case Mixed():
+                self.read(self.mixed(work))
 
     def _prefill_rows(self, work: Prefill) -> PrefillRows:
         count, width = work.rows, self.settings.prefill_width
@@ -196,8 +209,8 @@ class Device:
         requests = [stretch.request for stretch in work.stretches]
         return PrefillRows(ids, starts, counts, self._tables(requests, count), _draws(requests, count))
 
-    def _decode_rows(self, work: Decode) -> DecodeRows:
-        count, most = self.settings.slots, self.settings.tokens_per_call
+    def _decode_rows(self, work: Decode, most: int, after: Launched | None) -> DecodeRows:
+        count = self.settings.slots
         ids, lengths, lefts = np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros(count, np.int32)
         stops = np.full((count, STOPS), -1, np.int32)
         for row, request in enumerate(work.requests):
@@ -205,7 +218,12 @@ class Device:
             stops[row, : len(request.sampling.stop_ids)] = request.sampling.stop_ids
         tables = self._tables(work.requests, count)
         items = listed(tables, lengths + np.minimum(lefts, work.unread + most), self.settings.page_size, self._tiles)
-        return DecodeRows(ids, lengths, lefts, stops, tables, items, _draws(work.requests, count))
+        rows = DecodeRows(ids, lengths, lefts, stops, tables, items, _draws(work.requests, count))
+        if after is None or after.left is None:
+            return rows
+        left = after.left
+        rows = rows._replace(ids_B=left.ids_B, lengths_B=left.lengths_B, lefts_B=left.lefts_B)
+        return rows._replace(draws=rows.draws._replace(indices_B=left.indices_B))
 
     def _tables(self, requests: Sequence[Request], count: int) -> np.ndarray:
         tables_BX = np.zeros((count, self.settings.pages_per_request), np.int32)

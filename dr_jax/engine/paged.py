@@ -31,6 +31,20 @@ class Pools(NamedTuple):
     v_LKPWC: Float[Array, "L K P W C"]
 
 
+class Queries(NamedTuple):
+    """Where queries stand.
+
+    Args:
+        tables_BX: pages of each row.
+        positions_BQ: of the queries.
+        valid_BQ: which of them are looked at.
+    """
+
+    tables_BX: Int[Array, "B X"]
+    positions_BQ: Int[Array, "B Q"]
+    valid_BQ: Bool[Array, "B Q"]
+
+
 def paged_attention(
     pools: Pools,
     tables_BX: Int[Array, "B X"],
@@ -54,8 +68,8 @@ def paged_attention(
         tiles: how blocks are cut.
         items: the blocks of single queries (Q = 1); None where there are stretches of them.
     """
-    page_size = pools.k_LKPWC.shape[3]
-    kernel = tiles.kernel if positions_BQ.shape[1] == 1 else None
+    queries = Queries(tables_BX, positions_BQ, valid_BQ)
+    pages_BQ, offsets_BQ = _places(queries, pools.k_LKPWC.shape[3])
 
     def attend(
         cache: Pools,
@@ -64,20 +78,70 @@ def paged_attention(
         k_BTKC: Float[Array, "B T K C"],
         v_BTKC: Float[Array, "B T K C"],
     ) -> tuple[Float[Array, "B T H C"], Pools]:
-        pages_BQ = jnp.take_along_axis(tables_BX, positions_BQ // page_size, axis=1, mode="clip")
-        pages_BQ = jnp.where(valid_BQ, pages_BQ, SCRATCH)
-        write = partial(_written, flat=tiles.flat, layer=layer, pages_BQ=pages_BQ, offsets_BQ=positions_BQ % page_size)
+        write = partial(_written, flat=tiles.flat, layer=layer, pages_BQ=pages_BQ, offsets_BQ=offsets_BQ)
         pools = Pools(write(cache.k_LKPWC, k_BTKC), write(cache.v_LKPWC, v_BTKC))
-        if kernel is not None:  # where a row has no place, it would gather what lies in its memory
-            lengths_B = jnp.where(valid_BQ[:, 0], positions_BQ[:, 0] + 1, 1)
-            return kernel(q_BTHC, pools, layer, tables_BX, lengths_B), pools
-        if items is not None:
-            return _met_each(q_BTHC, pools, layer, positions_BQ[:, 0], items, tiles), pools
-        longest = jnp.max(jnp.where(valid_BQ, positions_BQ, 0)) + 1
-        blocks = (longest + tiles.tokens - 1) // tiles.tokens
-        return _met(q_BTHC, pools, layer, tables_BX, positions_BQ, blocks, tiles), pools
+        return _gathered(q_BTHC, pools, layer, queries, tiles, items), pools
 
     return attend
+
+
+def mixed_attention(pools: Pools, stretches: Queries, singles: Queries, tiles: Tiles, items: Items) -> Attend[Pools]:
+    """Return attention of stretches of queries and of single ones, in one batch of tokens with one token in a row.
+
+    All that is new is written before any of it is read, so that the pools stay where they are.
+
+    Args:
+        pools: where the pages are.
+        stretches: the first tokens, row after row.
+        singles: the tokens after them.
+        tiles: how blocks are cut.
+        items: the blocks of the single ones.
+    """
+    page_size, shape = pools.k_LKPWC.shape[3], stretches.positions_BQ.shape
+    count = stretches.positions_BQ.size
+    both = (_places(stretches, page_size), _places(singles, page_size))
+    pages_N1, offsets_N1 = (jnp.concatenate([one.reshape(-1, 1), other]) for one, other in zip(*both, strict=True))
+
+    def attend(
+        cache: Pools,
+        layer: Int[Array, ""],
+        q_BTHC: Float[Array, "B T H C"],
+        k_BTKC: Float[Array, "B T K C"],
+        v_BTKC: Float[Array, "B T K C"],
+    ) -> tuple[Float[Array, "B T H C"], Pools]:
+        write = partial(_written, flat=tiles.flat, layer=layer, pages_BQ=pages_N1, offsets_BQ=offsets_N1)
+        pools = Pools(write(cache.k_LKPWC, k_BTKC), write(cache.v_LKPWC, v_BTKC))
+        q_BQHC = q_BTHC[:count].reshape(*shape, *q_BTHC.shape[2:])
+        out_BQHC = _gathered(q_BQHC, pools, layer, stretches, tiles, None)
+        out_B1HC = _gathered(q_BTHC[count:], pools, layer, singles, tiles, items)
+        return jnp.concatenate([out_BQHC.reshape(count, 1, *out_BQHC.shape[2:]), out_B1HC]), pools
+
+    return attend
+
+
+def _places(queries: Queries, page_size: int) -> tuple[Int[Array, "B Q"], Int[Array, "B Q"]]:
+    """Return the page of each query, and its place in it."""
+    pages_BQ = jnp.take_along_axis(queries.tables_BX, queries.positions_BQ // page_size, axis=1, mode="clip")
+    return jnp.where(queries.valid_BQ, pages_BQ, SCRATCH), queries.positions_BQ % page_size
+
+
+def _gathered(
+    q_BQHC: Float[Array, "B Q H C"],
+    pools: Pools,
+    layer: Int[Array, ""],
+    queries: Queries,
+    tiles: Tiles,
+    items: Items | None,
+) -> Float[Array, "B Q H C"]:
+    tables_BX, positions_BQ, valid_BQ = queries
+    if tiles.kernel is not None and positions_BQ.shape[1] == 1:
+        lengths_B = jnp.where(valid_BQ[:, 0], positions_BQ[:, 0] + 1, 1)  # without a place, it would gather what lies there
+        return tiles.kernel(q_BQHC, pools, layer, tables_BX, lengths_B)
+    if items is not None:
+        return _met_each(q_BQHC, pools, layer, positions_BQ[:, 0], items, tiles)
+    longest = jnp.max(jnp.where(valid_BQ, positions_BQ, 0)) + 1
+    blocks = (longest + tiles.tokens - 1) // tiles.tokens
+    return _met(q_BQHC, pools, layer, tables_BX, positions_BQ, blocks, tiles)
 
 
 def _written(

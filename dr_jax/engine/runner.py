@@ -1,4 +1,4 @@
-"""The compiled programs: prefill, decode, and moves of pages, over pools of pages that they update in place.
+"""The compiled programs: prefill, decode, both at once, and moves of pages, over pools that they update in place.
 
 In:    weights, the pools (donated), rows of small arrays that say what to do
 Out:   the pools, drawn ids and their log-probabilities
@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Bool, Float, Int
 
 from dr_jax.engine.items import Items, Tiles
-from dr_jax.engine.paged import Pools, paged_attention
+from dr_jax.engine.paged import Pools, Queries, mixed_attention, paged_attention
 from dr_jax.engine.sample import Draws, draw
 from dr_jax.model.decoder import Laid, head, hidden_states
 from dr_jax.model.sizes import Sizes
@@ -120,6 +120,7 @@ class Programs:
             out_shardings=(self.pools, drawn, left),
             compiler_options=_EIGEN if eigen else None,
         )
+        self.mixed = jax.jit(partial(mixed, sizes, tiles), donate_argnums=1, out_shardings=(self.pools, drawn, drawn, left))
         self.copy = jax.jit(copy, donate_argnums=0, out_shardings=self.pools)
         self.pages = Pages(*[self._pool_place(pages_first=True)] * 2)
         self.lift = jax.jit(lift, out_shardings=self.pages)
@@ -147,15 +148,20 @@ class Programs:
 
 def prefill(sizes: Sizes, tiles: Tiles, weights: Laid, pools: Pools, rows: PrefillRows) -> tuple[Pools, Drawn]:
     """Compute keys and values of every stretch, and draw the id that follows each."""
-    places_BQ = jnp.arange(rows.ids_BQ.shape[1], dtype=jnp.int32)[None, :]
-    positions_BQ = rows.starts_B[:, None] + places_BQ
-    valid_BQ = places_BQ < rows.counts_B[:, None]
+    positions_BQ, valid_BQ = _places(rows)
     attend = paged_attention(pools, rows.tables_BX, positions_BQ, valid_BQ, tiles)
     hidden_BQD, pools = hidden_states(weights, sizes, rows.ids_BQ, positions_BQ, attend, pools)
-    last_B11 = jnp.maximum(rows.counts_B - 1, 0)[:, None, None]
-    hidden_BD = jnp.take_along_axis(hidden_BQD, last_B11, axis=1)[:, 0]
-    ids_B, logprobs_B = draw(_logits(weights, sizes, hidden_BD), rows.draws)
+    ids_B, logprobs_B = draw(_logits(weights, sizes, _last(hidden_BQD, rows)), rows.draws)
     return pools, Drawn(ids_B[:, None], logprobs_B[:, None], jnp.ones_like(ids_B))
+
+
+def _places(rows: PrefillRows) -> tuple[Int[Array, "B Q"], Bool[Array, "B Q"]]:
+    places_BQ = jnp.arange(rows.ids_BQ.shape[1], dtype=jnp.int32)[None, :]
+    return rows.starts_B[:, None] + places_BQ, places_BQ < rows.counts_B[:, None]
+
+
+def _last(hidden_BQD: Float[Array, "B Q D"], rows: PrefillRows) -> Float[Array, "B D"]:
+    return jnp.take_along_axis(hidden_BQD, jnp.maximum(rows.counts_B - 1, 0)[:, None, None], axis=1)[:, 0]
 
 
 def decode(sizes: Sizes, tiles: Tiles, tokens: int, weights: Laid, pools: Pools, rows: DecodeRows) -> tuple[Pools, Drawn, Left]:
@@ -193,6 +199,39 @@ def decode(sizes: Sizes, tiles: Tiles, tokens: int, weights: Laid, pools: Pools,
     counts_B = end.drawn.counts_B
     left = Left(end.ids_B, rows.lengths_B + counts_B, end.lefts_B, rows.draws.indices_B + counts_B)
     return end.pools, end.drawn, left
+
+
+def mixed(
+    sizes: Sizes, tiles: Tiles, weights: Laid, pools: Pools, known: PrefillRows, rows: DecodeRows
+) -> tuple[Pools, Drawn, Drawn, Left]:
+    """Compute stretches and draw one id per row that draws, as one batch of tokens (as in Agrawal et al., arXiv 2308.16369).
+
+    Reading the weights is most of what drawing costs, and they are read for the stretches anyway.
+    """
+    positions_BQ, valid_BQ = _places(known)
+    active_B = rows.lefts_B > 0
+    stretches = Queries(known.tables_BX, positions_BQ, valid_BQ)
+    singles = Queries(rows.tables_BX, rows.lengths_B[:, None], active_B[:, None])
+    attend = mixed_attention(pools, stretches, singles, tiles, rows.items)
+    ids_N, positions_N = (
+        jnp.concatenate([one.reshape(-1), other]) for one, other in ((known.ids_BQ, rows.ids_B), (positions_BQ, rows.lengths_B))
+    )
+    hidden_N1D, pools = hidden_states(weights, sizes, ids_N[:, None], positions_N[:, None], attend, pools)
+    count = positions_BQ.size
+    hidden_BQD = hidden_N1D[:count].reshape(*positions_BQ.shape, -1)
+    hidden_ND = jnp.concatenate([_last(hidden_BQD, known), hidden_N1D[count:, 0]])
+    how = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), known.draws, rows.draws)
+    found = draw(_logits(weights, sizes, hidden_ND), how)
+    (first_B, then_B), (first_logprobs_B, logprobs_B) = (jnp.split(one, [len(known.ids_BQ)]) for one in found)
+    counts_B = active_B.astype(jnp.int32)
+    stopped_B = jnp.any(then_B[:, None] == rows.stops_BE, axis=-1)
+    lefts_B = jnp.where(stopped_B, 0, jnp.maximum(rows.lefts_B - 1, 0))
+    return (
+        pools,
+        Drawn(first_B[:, None], first_logprobs_B[:, None], jnp.ones_like(first_B)),
+        Drawn(then_B[:, None], logprobs_B[:, None], counts_B),
+        Left(then_B, rows.lengths_B + counts_B, lefts_B, rows.draws.indices_B + counts_B),
+    )
 
 
 def copy(pools: Pools, pages_N2: Int[Array, "N 2"]) -> Pools:

@@ -1,9 +1,11 @@
 """Decide what the device does next. Pure Python: no arrays, no clock, no threads.
 
 In:    requests as they arrive, the page pool
-Out:   Prefill (stretches of known ids to compute) or Decode (requests to draw ids for), and moves of pages to make first
+Out:   Prefill (stretches of known ids to compute), Decode (requests to draw ids for) or Mixed (both in one call), and moves of
+       pages to make first
 Holds: first come, first served, except that who waits for a sibling's prompt lets others pass; the oldest running request
-       always gets its pages, from the youngest if need be, so something always finishes
+       always gets its pages, from the youngest if need be, so something always finishes; who draws gets an id in every call,
+       however much is to be prefilled
 """
 
 from __future__ import annotations
@@ -17,8 +19,6 @@ from dr_jax.base.metrics import Metrics
 from dr_jax.engine.moves import Move
 from dr_jax.engine.pages import PagePool
 from dr_jax.engine.request import Request
-
-PREFILLS_IN_A_ROW = 8  # then those who are decoding get a turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Draw up to `tokens_per_call` ids for each of these.
+    """Draw up to `tokens_per_call` ids, or one in a mixed call, for each of these.
 
     Args:
         requests: who draws.
@@ -62,11 +62,22 @@ class Decode:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixed:
+    """Compute stretches and draw one id of each who draws, in one call: the weights are read once for both."""
+
+    prefill: Prefill
+    decode: Decode
+
+
+Work = Prefill | Decode | Mixed
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Moves of pages, in order, and then the work."""
 
     moves: tuple[Move, ...]
-    work: Prefill | Decode | None
+    work: Work | None
 
 
 @dataclass(slots=True)
@@ -89,7 +100,6 @@ class Scheduler:
     metrics: Metrics = field(default_factory=Metrics)
     waiting: list[Request] = field(default_factory=list)
     running: list[Request] = field(default_factory=list)
-    _in_a_row: int = 0
     _arrived: int = 0
 
     @property
@@ -127,40 +137,46 @@ class Scheduler:
         work = self._next()
         return Plan(self.pool.moves(), work)
 
-    def _next(self) -> Prefill | Decode | None:
+    def _next(self) -> Work | None:
         self._admit()
-        prefilling = [request for request in self.running if request.pending > 1]
-        decoding = len(prefilling) < len(self.running)
-        if prefilling and not (decoding and self._in_a_row >= PREFILLS_IN_A_ROW):
-            self._in_a_row += 1
-            return self._prefill(prefilling)
-        drawing = self._with_room()
-        prefilling = [request for request in prefilling if request in self.running]
-        self._in_a_row = 0
-        if not drawing and prefilling:  # those who draw had to make room
-            return self._prefill(prefilling)
-        return Decode(tuple(drawing)) if drawing else None
+        drawing = self._with_room(1) if self._prefilling() else []
+        prefilling = self._prefilling()  # those who draw may have needed somebody's room
+        if not prefilling:
+            drawing = self._with_room(self.tokens_per_call)
+            return Decode(tuple(drawing)) if drawing else None
+        prefill = self._prefill(prefilling)
+        return Mixed(prefill, Decode(tuple(drawing))) if drawing else prefill
 
-    def ahead(self, work: Prefill | Decode) -> Plan | None:
+    def ahead(self, work: Work) -> Plan | None:
         """Say what can follow this work before it is known what it draws; None when that must be known."""
+        drawing: tuple[Request, ...] = ()
+        count = 1
         match work:
-            case Prefill():
-                if self._in_a_row >= PREFILLS_IN_A_ROW and any(request.pending == 1 for request in self.running):
-                    return None
-                self._admit()
-                prefilling = [request for request in self.running if request.pending > 1]
-                if prefilling:
-                    self._in_a_row += 1
-                    return Plan(self.pool.moves(), self._prefill(prefilling))
-                return Plan(self.pool.moves(), None)
-            case Decode(requests):
-                if requests != tuple(self.running) or (self.waiting and len(self.running) < self.slots):
-                    return None
-                goes_on = [request.left > self.tokens_per_call for request in requests]
-                if not any(goes_on) or (self.waiting and not all(goes_on)):
-                    return None
-                room = all(self.pool.reserve(one.lease, self._room(one, 2)) for one in requests if one.lease is not None)
-                return Plan(self.pool.moves(), Decode(requests, unread=self.tokens_per_call)) if room else None
+            case Mixed(_, Decode(drawing)):
+                pass
+            case Decode(drawing):
+                count = self.tokens_per_call
+        if drawing != tuple(request for request in self.running if request.pending == 1):
+            return None  # somebody has come to draw
+        goes_on = [request.left > count for request in drawing]
+        if self.waiting and not all(goes_on):
+            return None
+        if isinstance(work, Decode):
+            if not any(goes_on) or (self.waiting and len(self.running) < self.slots) or not self._reserved(drawing, 2 * count):
+                return None
+            return Plan(self.pool.moves(), Decode(drawing, unread=count))
+        self._admit()
+        prefilling = self._prefilling()
+        if not prefilling:
+            return Plan(self.pool.moves(), None)
+        if not any(goes_on):
+            return Plan(self.pool.moves(), self._prefill(prefilling))
+        if not self._reserved(drawing, 2 * count):
+            return None
+        return Plan(self.pool.moves(), Mixed(self._prefill(prefilling), Decode(drawing, unread=count)))
+
+    def _prefilling(self) -> list[Request]:
+        return [request for request in self.running if request.pending > 1]
 
     def _admit(self) -> None:
         for request in list(self.waiting):
@@ -168,7 +184,7 @@ class Scheduler:
                 break
             if self._sibling_is_computing(request):
                 continue
-            request.lease = self.pool.open(request.ids, self._room(request))
+            request.lease = self.pool.open(request.ids, self._room(request, self.tokens_per_call))
             if request.lease is None:
                 break  # whoever comes later waits too: passing it would leave it waiting for ever
             self.metrics.add("engine/prefix_hit_tokens", request.cached)
@@ -196,13 +212,13 @@ class Scheduler:
         rows = next((rows for rows in reversed(self.prefill_rows) if len(stretches) >= 0.75 * rows), self.prefill_rows[0])
         return Prefill(tuple(stretches[:rows]), rows)
 
-    def _with_room(self) -> list[Request]:
-        """Give everybody who draws, oldest first, pages for one call; take them from the youngest when they run out."""
+    def _with_room(self, count: int) -> list[Request]:
+        """Give everybody who draws, oldest first, pages for so many ids; take them from the youngest when they run out."""
         drawing: list[Request] = []
         for request in list(self.running):
             if request.lease is None or request.pending > 1:
                 continue
-            while not self.pool.reserve(request.lease, self._room(request)):
+            while not self.pool.reserve(request.lease, self._room(request, count)):
                 youngest = self.running[-1]
                 self.metrics.add("engine/preempted")
                 self._put_back(youngest)
@@ -212,9 +228,13 @@ class Scheduler:
                 drawing.append(request)
         return drawing
 
-    def _room(self, request: Request, calls: int = 1) -> int:
+    def _reserved(self, drawing: Sequence[Request], count: int) -> bool:
+        """Try to give all of these pages for so many ids."""
+        return all(self.pool.reserve(one.lease, self._room(one, count)) for one in drawing if one.lease is not None)
+
+    def _room(self, request: Request, count: int) -> int:
         # The last id drawn in a call is not computed in it.
-        return len(request.ids) - 1 + min(calls * self.tokens_per_call, request.left)
+        return len(request.ids) - 1 + min(count, request.left)
 
     def _put_back(self, request: Request) -> None:
         self.running.remove(request)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dr_jax.engine import runner
 from dr_jax.engine.device import STOPS, tiles
-from dr_jax.engine.items import listed
+from dr_jax.engine.items import Tiles, listed
 from dr_jax.engine.paged import Pools
 from dr_jax.engine.runner import DecodeRows, PrefillRows
 from dr_jax.engine.sample import Draws
@@ -182,11 +182,11 @@ def update_programs(
 
 
 # How the names of an engine's programs begin.
-ENGINE = ("prefill", "decode", "park", "fetch")
+ENGINE = ("prefill", "mixed", "decode", "park", "fetch")
 
 
 def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype: str = "bfloat16") -> list[Planned]:
-    """Plan the engine: the largest prefill at the end of the longest context, and decoding with all pages in use.
+    """Plan the engine: the largest prefill at the end of the longest context, alone and mixed; decoding with all pages in use.
 
     Args:
         sizes: of the policy.
@@ -208,41 +208,52 @@ def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype
     shape = (sizes.layers, sizes.kv_heads, settings.page_count, settings.page_size, sizes.head_dim)
     pools = Pools(*(_placed(shape, settings.dtype, place) for place in programs.pools))
     small: Callable[..., Any] = partial(_placed, place=everywhere)
-    pages, slots, longest = settings.pages_per_request, settings.slots, settings.max_context
-
-    def draws(count: int) -> Draws:
-        whole, real = small((count,), jnp.int32), small((count,), jnp.float32)
-        return Draws(small((count, 2), jnp.uint32), whole, real, real, whole)
-
+    slots, longest = settings.slots, settings.max_context
     rows, width = settings.prefill_rows[-1], settings.prefill_width
-    one, many = small((rows,), jnp.int32), small((slots,), jnp.int32)
-    prefill = PrefillRows(small((rows, width), jnp.int32), one, one, small((rows, pages), jnp.int32), draws(rows))
-    stops, tables = small((slots, STOPS), jnp.int32), small((slots, pages), jnp.int32)
-    nothing = listed(np.zeros(tables.shape, np.int32), np.zeros(slots, np.int32), settings.page_size, cut)
-    items = jax.tree.map(lambda leaf: small(leaf.shape, leaf.dtype), nothing)
-    decode = DecodeRows(many, many, many, stops, tables, items, draws(slots))
-    drawn = slots * settings.tokens_per_call
-    prefill_flops = forward_flops(sizes, rows * width, rows * width * longest, logits=rows)
-    decode_flops = forward_flops(sizes, drawn, drawn * settings.context_of_all)
+    prefill, decode = _engine_rows(settings, cut, small)
+    drawn = (slots, slots * settings.tokens_per_call)
+    one_each, all_ids = (forward_flops(sizes, count, count * settings.context_of_all) for count in drawn)
+    prefill_flops, blocks = forward_flops(sizes, rows * width, rows * width * longest, logits=rows), -(-longest // cut.tokens)
     return [
+        Planned(f"prefill {rows} x {width}", programs.prefill, (weights, pools, prefill), mesh, prefill_flops, unbound=blocks),
         Planned(
-            f"prefill {rows} x {width}",
-            programs.prefill,
-            (weights, pools, prefill),
+            f"mixed {rows} x {width} and {slots}",
+            programs.mixed,
+            (weights, pools, prefill, decode),
             mesh,
-            prefill_flops,
-            unbound=-(-longest // cut.tokens),
+            prefill_flops + one_each,
+            unbound=blocks,
         ),
         Planned(
             f"decode {slots} x {settings.tokens_per_call}",
             programs.decode,
             (weights, pools, decode),
             mesh,
-            decode_flops,
+            all_ids,
             unbound=settings.tokens_per_call,
         ),
         *(_moving(programs, pools, small, mesh, bytes_of(weights)) if settings.host_pages else ()),
     ]
+
+
+def _engine_rows(settings: EngineSettings, cut: Tiles, small: Callable[..., Any]) -> tuple[PrefillRows, DecodeRows]:
+    """Return what the largest call of an engine is told."""
+    pages, slots, (rows, width) = (
+        settings.pages_per_request,
+        settings.slots,
+        (settings.prefill_rows[-1], settings.prefill_width),
+    )
+
+    def draws(count: int) -> Draws:
+        whole, real = small((count,), jnp.int32), small((count,), jnp.float32)
+        return Draws(small((count, 2), jnp.uint32), whole, real, real, whole)
+
+    one, many = small((rows,), jnp.int32), small((slots,), jnp.int32)
+    prefill = PrefillRows(small((rows, width), jnp.int32), one, one, small((rows, pages), jnp.int32), draws(rows))
+    stops, tables = small((slots, STOPS), jnp.int32), small((slots, pages), jnp.int32)
+    nothing = listed(np.zeros(tables.shape, np.int32), np.zeros(slots, np.int32), settings.page_size, cut)
+    items = jax.tree.map(lambda leaf: small(leaf.shape, leaf.dtype), nothing)
+    return prefill, DecodeRows(many, many, many, stops, tables, items, draws(slots))
 
 
 def _moving(programs: runner.Programs, pools: Pools, small: Callable[..., Any], mesh: Mesh, weights: int) -> list[Planned]:

@@ -52,8 +52,9 @@ def least_time(forecast: Forecast, found: Found) -> Time:
     counts, chip = found.counts, forecast.chip
     flops = counts.flops + kernel_flops(found, max(forecast.settings.batch.lengths))
     moved = counts.bytes
-    if found.name.startswith("decode"):  # its kernel meets pages, which the program's text does not tell
-        moved += forecast.settings.engine.tokens_per_call * forecast.parts["cache"]
+    if found.name.startswith(("decode", "mixed")):  # its kernel meets pages, which the program's text does not tell
+        steps = forecast.settings.engine.tokens_per_call if found.name.startswith("decode") else 1
+        moved += steps * forecast.parts["cache"]
         flops = max(flops, found.flops)
     return Time(flops / chip.flops, moved / chip.hbm_bandwidth, counts.sent / chip.ring_bandwidth, found.flops / chip.flops)
 

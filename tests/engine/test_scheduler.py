@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dr_jax.engine.moves import Copy
 from dr_jax.engine.pages import PagePool
 from dr_jax.engine.request import Request
-from dr_jax.engine.scheduler import PREFILLS_IN_A_ROW, Decode, Prefill, Scheduler
+from dr_jax.engine.scheduler import Decode, Mixed, Plan, Prefill, Scheduler, Work
 from dr_jax.tokens.policy import Sampling
 
 KEY = np.zeros(2, np.uint32)
@@ -26,27 +26,40 @@ def distinct(count: int, length: int = 6) -> list[Request]:
     return [request([100 * one + place for place in range(length)]) for one in range(count)]
 
 
-def step(one: Scheduler) -> Prefill | Decode | None:
+def step(one: Scheduler) -> Work | None:
     """Plan, and do what the device would: the next id is the number of ids before it."""
     work = one.plan().work
-    if isinstance(work, Prefill):
-        assert len(work.stretches) <= work.rows
-        for stretch in work.stretches:
-            last = stretch.last
-            assert stretch.start == stretch.request.cached
-            one.computed(stretch.request, stretch.ids)
-            if last:
-                draw(one, stretch.request, 1)
-    elif isinstance(work, Decode):
-        assert 0 < len(work.requests) <= one.slots
-        for drawing in work.requests:
-            assert drawing.lease is not None
-            count = min(one.tokens_per_call, drawing.left)
-            assert len(drawing.lease.pages) * 4 >= drawing.cached + count
-            new = list(range(len(drawing.ids), len(drawing.ids) + count))
-            one.computed(drawing, [drawing.ids[-1], *new[:-1]])
-            draw(one, drawing, count)
+    match work:
+        case Prefill():
+            prefill(one, work)
+        case Decode():
+            decode(one, work, one.tokens_per_call)
+        case Mixed(known, drawing):
+            assert not {stretch.request for stretch in known.stretches} & set(drawing.requests)
+            prefill(one, known)
+            decode(one, drawing, 1)
     return work
+
+
+def prefill(one: Scheduler, work: Prefill) -> None:
+    assert 0 < len(work.stretches) <= work.rows
+    for stretch in work.stretches:
+        last = stretch.last
+        assert stretch.start == stretch.request.cached
+        one.computed(stretch.request, stretch.ids)
+        if last:
+            draw(one, stretch.request, 1)
+
+
+def decode(one: Scheduler, work: Decode, most: int) -> None:
+    assert 0 < len(work.requests) <= one.slots
+    for drawing in work.requests:
+        assert drawing.lease is not None
+        count = min(most, drawing.left)
+        assert len(drawing.lease.pages) * 4 >= drawing.cached + count
+        new = list(range(len(drawing.ids), len(drawing.ids) + count))
+        one.computed(drawing, [drawing.ids[-1], *new[:-1]])
+        draw(one, drawing, count)
 
 
 def draw(one: Scheduler, drawing: Request, count: int) -> None:
@@ -100,16 +113,36 @@ def test_siblings_wait_for_the_first_one_and_others_pass_them() -> None:
     assert [type(move) for move in plan.moves] == [Copy]
 
 
-def test_those_who_draw_get_a_turn_between_many_prefills() -> None:
-    one = scheduler(slots=40, rows=(1,), pages=400)
-    drawing = request([1, 2, 3], budget=40)
+def test_who_draws_gets_an_id_after_every_chunk_of_a_long_prompt() -> None:
+    one = scheduler(slots=2, pages=700)
+    drawing, long = request([1, 2, 3], budget=200), request(list(range(100, 2200)))
     one.add(drawing)
     step(one)
-    for waiting in distinct(30):
+    one.add(long)
+    drawn = [drawing.drawn]
+    while long.pending > 1:
+        work = step(one)
+        assert isinstance(work, Mixed)
+        assert len(work.prefill.stretches) * 8 <= 32, "what a call computes is bounded"
+        drawn.append(drawing.drawn)
+    # 2,100 ids in chunks of 4 x 8
+    assert drawn == list(range(1, 68))
+    assert step(one) == Decode((drawing, long))
+
+
+def test_a_long_prompt_is_computed_however_many_draw() -> None:
+    one = scheduler(slots=5, pages=400)
+    for waiting in distinct(4):
+        waiting.sampling = Sampling(300)
         one.add(waiting)
-    kinds = [type(step(one)) for _ in range(12)]
-    # The prefill that made it draw was the first in a row.
-    assert kinds.index(Decode) == PREFILLS_IN_A_ROW - 1
+    while one.waiting or any(waiting.pending > 1 for waiting in one.running):
+        step(one)
+    long = request(list(range(1000, 1400)))
+    one.add(long)
+    for _ in range(13):  # 400 ids in chunks of 4 x 8
+        assert not long.drawn
+        step(one)
+    assert long.drawn == 1
 
 
 def test_the_youngest_is_put_back_and_keeps_what_it_drew() -> None:
@@ -145,8 +178,8 @@ def test_new_weights_start_again_who_has_not_come_to_draw() -> None:
     twin = request(list(range(10, 30)))
     one.add(twin)
     work = step(one)
-    assert isinstance(work, Prefill)
-    assert [(stretch.request, stretch.start) for stretch in work.stretches] == [(computing, 0)]
+    assert isinstance(work, Mixed)
+    assert [(stretch.request, stretch.start) for stretch in work.prefill.stretches] == [(computing, 0)]
     while one.requests:
         step(one)
     assert one.pool.held == 0
@@ -162,7 +195,7 @@ def test_new_weights_start_again_who_found_its_whole_prompt_and_has_drawn_nothin
     long, twin = request(list(range(100, 130))), request(prompt)
     one.add(long)
     one.add(twin)
-    step(one)  # computes for the first of the two only
+    one.plan()  # takes in both
     assert (twin.pending, twin.drawn) == (1, 0)
     one.restart()
     assert twin.cached == 0
@@ -253,3 +286,37 @@ def test_stretches_follow_stretches_before_what_those_draw_is_known() -> None:
     assert ahead is not None
     assert isinstance(ahead.work, Prefill)
     assert [stretch.start for stretch in ahead.work.stretches] == [16, 24]
+
+
+def test_a_mixed_call_follows_a_mixed_one_until_somebody_else_has_come_to_draw() -> None:
+    one = scheduler(slots=3, rows=(1,))
+    drawing, short, long = request([1, 2, 3], budget=20), request(list(range(10, 25))), request(list(range(30, 60)))
+    one.add(drawing)
+    step(one)
+    for waiting in (short, long):
+        one.add(waiting)
+
+    def queue(plan: Plan | None) -> Mixed:
+        assert plan is not None
+        assert isinstance(plan.work, Mixed)
+        for stretch in plan.work.prefill.stretches:
+            one.computed(stretch.request, stretch.ids)
+        return plan.work
+
+    def read(work: Mixed) -> None:
+        for stretch in work.prefill.stretches:
+            if stretch.last:
+                draw(one, stretch.request, 1)
+        decode(one, work.decode, 1)
+
+    first = queue(one.plan())
+    second = queue(one.ahead(first))
+    assert (first.decode, second.decode) == (Decode((drawing,)), Decode((drawing,), unread=1))
+    assert second.prefill.stretches[0].last, "the short one draws its first id, which nobody has read"
+    read(first)
+    third = queue(one.ahead(second))
+    assert (third.prefill.stretches[0].request, third.decode.requests) == (long, (drawing,))
+    read(second)
+    assert one.ahead(third) is None
+    read(third)
+    assert queue(one.plan()).decode == Decode((drawing, short))
