@@ -26,7 +26,7 @@ from dr_jax.engine.parked import HostPages
 from dr_jax.engine.request import Request
 from dr_jax.engine.runner import MOVES, DecodeRows, Drawn, Left, Pages, PrefillRows, programs
 from dr_jax.engine.sample import Draws
-from dr_jax.engine.scheduler import Decode, Mixed, Prefill, Work
+from dr_jax.engine.scheduler import Decode, Mixed, Prefill
 from dr_jax.engine.settings import EngineSettings
 from dr_jax.model.decoder import Laid, Weights, apart, merged
 from dr_jax.model.sizes import Sizes
@@ -140,9 +140,8 @@ class Device:
 
     def prefill(self, work: Prefill) -> Launched:
         """Queue the stretches; what is drawn after each is meaningful for a request's last stretch only."""
-        rows = self._programs.place(self._prefill_rows(work))
-        self.pools, drawn = self._programs.prefill(self.weights, self.pools, rows)
-        return Launched((len(work.stretches),), (drawn,), None)
+        alike = self.mixed(Mixed(work, Decode(())))  # a program without those who draw would save little but compile as long
+        return Launched(alike.rows[:1], alike.drawn[:1], None)
 
     def decode(self, work: Decode, after: Launched | None = None) -> Launched:
         """Queue a call for these requests.
@@ -175,9 +174,7 @@ class Device:
         if self.settings.host_pages:
             calls.append(("park and fetch", self._move_nothing))
         for rows in self.settings.prefill_rows:
-            name = f"{rows}x{self.settings.prefill_width}"
-            calls.append((f"prefill {name}", partial(self._once, Prefill((), rows))))
-            calls.append((f"mixed {name} and {self.settings.slots}", partial(self._once, Mixed(Prefill((), rows), Decode(())))))
+            calls.append((f"prefill {rows}x{self.settings.prefill_width}", partial(self._once, Prefill((), rows))))
         calls.append((f"decode {self.settings.slots}x{self.settings.tokens_per_call}", partial(self._once, Decode(()))))
         for number, (name, call) in enumerate(calls):
             if progress is not None:
@@ -190,14 +187,8 @@ class Device:
         pages_N = np.full(MOVES, SCRATCH, np.int32)
         self._put_back(jax.device_get(self._programs.lift(self.pools, self._programs.place(pages_N))), pages_N)
 
-    def _once(self, work: Work) -> None:
-        match work:
-            case Prefill():
-                self.read(self.prefill(work))
-            case Decode():
-                self.read(self.decode(work))
-            case Mixed():
-                self.read(self.mixed(work))
+    def _once(self, work: Prefill | Decode) -> None:
+        self.read(self.prefill(work) if isinstance(work, Prefill) else self.decode(work))
 
     def _prefill_rows(self, work: Prefill) -> PrefillRows:
         count, width = work.rows, self.settings.prefill_width

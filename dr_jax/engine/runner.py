@@ -1,4 +1,4 @@
-"""The compiled programs: prefill, decode, both at once, and moves of pages, over pools that they update in place.
+"""The compiled programs: prefill beside one step of decoding, decoding alone, moves of pages; pools are updated in place.
 
 In:    weights, the pools (donated), rows of small arrays that say what to do
 Out:   the pools, drawn ids and their log-probabilities
@@ -113,7 +113,6 @@ class Programs:
         self.sizes, self.everywhere = sizes, everywhere
         self.pools = Pools(self._pool_place(), self._pool_place())
         drawn, left = Drawn(*[everywhere] * 3), Left(*[everywhere] * 4)
-        self.prefill = jax.jit(partial(prefill, sizes, tiles), donate_argnums=1, out_shardings=(self.pools, drawn))
         self.decode = jax.jit(
             partial(decode, sizes, tiles, tokens_per_call),
             donate_argnums=1,
@@ -144,15 +143,6 @@ class Programs:
             return place
         heads = "tensor" if "tensor" in place.mesh.shape else None
         return NamedSharding(place.mesh, PartitionSpec(*[None] * (2 if pages_first else 1), heads))
-
-
-def prefill(sizes: Sizes, tiles: Tiles, weights: Laid, pools: Pools, rows: PrefillRows) -> tuple[Pools, Drawn]:
-    """Compute keys and values of every stretch, and draw the id that follows each."""
-    positions_BQ, valid_BQ = _places(rows)
-    attend = paged_attention(pools, rows.tables_BX, positions_BQ, valid_BQ, tiles)
-    hidden_BQD, pools = hidden_states(weights, sizes, rows.ids_BQ, positions_BQ, attend, pools)
-    ids_B, logprobs_B = draw(_logits(weights, sizes, _last(hidden_BQD, rows)), rows.draws)
-    return pools, Drawn(ids_B[:, None], logprobs_B[:, None], jnp.ones_like(ids_B))
 
 
 def _places(rows: PrefillRows) -> tuple[Int[Array, "B Q"], Bool[Array, "B Q"]]:

@@ -182,11 +182,11 @@ def update_programs(
 
 
 # How the names of an engine's programs begin.
-ENGINE = ("prefill", "mixed", "decode", "park", "fetch")
+ENGINE = ("prefill", "decode", "park", "fetch")
 
 
 def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype: str = "bfloat16") -> list[Planned]:
-    """Plan the engine: the largest prefill at the end of the longest context, alone and mixed; decoding with all pages in use.
+    """Plan the engine: the largest prefill at the end of the longest context, beside one id of each slot, and decoding.
 
     Args:
         sizes: of the policy.
@@ -215,9 +215,8 @@ def engine_programs(sizes: Sizes, mesh: Mesh, settings: EngineSettings, *, dtype
     one_each, all_ids = (forward_flops(sizes, count, count * settings.context_of_all) for count in drawn)
     prefill_flops, blocks = forward_flops(sizes, rows * width, rows * width * longest, logits=rows), -(-longest // cut.tokens)
     return [
-        Planned(f"prefill {rows} x {width}", programs.prefill, (weights, pools, prefill), mesh, prefill_flops, unbound=blocks),
         Planned(
-            f"mixed {rows} x {width} and {slots}",
+            f"prefill {rows} x {width} and {slots} ids",
             programs.mixed,
             (weights, pools, prefill, decode),
             mesh,

@@ -52,7 +52,7 @@ def least_time(forecast: Forecast, found: Found) -> Time:
     counts, chip = found.counts, forecast.chip
     flops = counts.flops + kernel_flops(found, max(forecast.settings.batch.lengths))
     moved = counts.bytes
-    if found.name.startswith(("decode", "mixed")):  # its kernel meets pages, which the program's text does not tell
+    if found.name.startswith(("decode", "prefill")):  # its kernel meets pages, which the program's text does not tell
         steps = forecast.settings.engine.tokens_per_call if found.name.startswith("decode") else 1
         moved += steps * forecast.parts["cache"]
         flops = max(flops, found.flops)
