@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dr_jax.base.errors import ConfigError
 from dr_jax.engine import runner
 from dr_jax.engine.device import STOPS, tiles
 from dr_jax.engine.items import Tiles, listed
@@ -270,7 +272,11 @@ def _moving(programs: runner.Programs, pools: Pools, small: Callable[..., Any], 
 
 
 def analysed(planned: Planned) -> Found | Failed:
-    """Compile a program for the devices of its mesh and read off what it needs."""
+    """Compile a program for the devices of its mesh and read off what it needs.
+
+    Raises:
+        ConfigError: the compiler and JAX are of versions that do not belong together.
+    """
     start = time.perf_counter()
     platform = {"gpu": "cuda"}.get(kind := next(iter(planned.mesh.devices.flat)).platform, kind)
     try:
@@ -278,7 +284,16 @@ def analysed(planned: Planned) -> Found | Failed:
     except jax.errors.JaxRuntimeError as error:
         return Failed(planned.name, str(error).splitlines()[0], time.perf_counter() - start)
     seconds = time.perf_counter() - start
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:  # the compiler is another package than what reads its programs
+        why = str(error)[:200].splitlines()[0]
+        raise ConfigError(
+            f"What {planned.name} was compiled to cannot be read by jaxlib {version('jaxlib')}: {why}",
+            needed="a libtpu of the version that this JAX was made for",
+            fix="pip install 'dr-jax[tpu-aot]'",
+        ) from error
     return Found(
         name=planned.name,
         arguments=memory.argument_size_in_bytes,
