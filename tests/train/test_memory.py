@@ -186,6 +186,7 @@ def test_what_is_told_stays_and_what_was_chosen_before_stays_while_it_fits(
 ) -> None:
     assert chosen(0.0056, batch={"rows": 3}).remat == "products"
     with caplog.at_level("INFO"):
+        caplog.clear()
         kept = chosen(1.0, ("products", 2))
     assert (kept.remat, kept.rows) == ("products", 2)
     assert [record.levelname for record in caplog.records if record.name.startswith("dr_jax")] == ["INFO"]
