@@ -1,5 +1,9 @@
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import pytest
@@ -11,6 +15,9 @@ from dr_jax.model.sizes import NAMED
 from dr_jax.tokens import vocabulary
 from dr_jax.train.settings import Settings
 from tests.fakes import small_tokenizer
+
+if TYPE_CHECKING:
+    from tests.train.bucket import Bucket
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +62,15 @@ def settings(policy_directory: Path, tmp_path: Path) -> Settings:
             "reward.parts={'tests.train.parts:monotony' = 1.0}",
         ],
     )
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A store on loopback, to which what this process opens is pointed."""
+    pytest.importorskip("gcp_storage_emulator")
+    from tests.train.bucket import served
+
+    with served() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        yield bucket

@@ -4,7 +4,6 @@ import dataclasses
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,11 @@ from dr_jax.web.tape.entry import Entry, TapeSettings
 pytest.importorskip("gcp_storage_emulator")
 pytest.importorskip("google.cloud.storage")
 
-from tests.train.bucket import Bucket, served
+from tests.train.bucket import Bucket
 from tests.train.drill import ROOT, SMALL
 
 # google-cloud-storage leaves the connection of a download that failed to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    with served() as bucket:
-        for name, value in bucket.environment.items():
-            monkeypatch.setenv(name, value)
-        yield bucket
 
 
 def tape(path: Path) -> TapeSettings:
