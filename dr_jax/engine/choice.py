@@ -1,9 +1,9 @@
-"""Choose how single queries meet pages: with the kernel of the platform, or in plain JAX.
+"""Choose how queries meet pages: with the kernel of the platform, or in plain JAX.
 
 In:    what the settings ask for, the shapes of an engine, its devices
-Out:   `Decoding`, or None for plain JAX
-Holds: `auto` takes what was faster on this device at these shapes; a kernel that fails, disagrees or does not suit the shapes
-       is left, and that is said once
+Out:   `Decoding`, or `OnCpu`, or None for plain JAX
+Holds: `auto` takes what was faster on this device at these shapes, but on a CPU its kernel, which was faster at all that were
+       measured; a kernel that fails, disagrees or does not suit the shapes is left, and that is said once
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from dr_jax.engine.cpu import CHANNELS, NoKernelError, OnCpu, load
 from dr_jax.engine.items import Items, Tiles, listed
 from dr_jax.engine.kernels import KERNELS, Decoding
 from dr_jax.engine.paged import Pools, paged_attention
@@ -26,7 +27,7 @@ from dr_jax.engine.settings import EngineSettings
 from dr_jax.model import trial
 from dr_jax.model.sizes import Sizes
 
-How = Literal["auto", "plain", "pallas"]
+How = Literal["auto", "plain", "kernel"]
 _SMEM = 3 << 18  # bytes for page tables in the scalar memory of a TPU core, which is 1 MiB
 _TRIED = 1 << 27  # bytes of the pools that a trial reads: more than caches hold
 
@@ -64,6 +65,11 @@ class Form:
 
     def refusal(self, kernel: str) -> str:
         """Return why a kernel cannot be used, or nothing."""
+        if kernel == "cpu":
+            if self.dtype != "float32":
+                return f"keys and values in {self.dtype}, not in float32"
+            suits = self.channels in CHANNELS
+            return "" if suits else f"heads of {self.channels} channels, not of {', '.join(map(str, CHANNELS))}"
         if kernel == "gpu":
             odd = [size for size in (self.channels, self.page_size) if size & (size - 1)]
             return f"{odd[0]} is not a power of two" if odd else ""
@@ -80,16 +86,25 @@ class Form:
 
 
 @lru_cache(maxsize=16)
-def decoding(how: How, form: Form, platform: str, mesh: Mesh | None) -> Decoding | None:
+def decoding(how: How, form: Form, platform: str, mesh: Mesh | None) -> Decoding | OnCpu | None:
     """Return how to meet pages, None being plain JAX; a kernel is tried where it can be run."""
-    if how == "plain" or (how == "auto" and platform not in KERNELS):
+    there = platform in KERNELS or (platform == "cpu" and (mesh is None or mesh.size == 1))
+    if how == "plain" or (how == "auto" and not there):
         return None
-    if platform not in KERNELS:
-        trial.say(f"there is no kernel for pages of keys and values on {platform}")
+    if not there:
+        devices = "several devices of a CPU" if platform == "cpu" else platform
+        trial.say(f"there is no kernel for pages of keys and values on {devices}")
         return None
     if refusal := form.refusal(platform):
         trial.say(f"the kernel for pages of keys and values cannot be used for {refusal}")
         return None
+    if platform == "cpu":
+        try:
+            load()
+        except NoKernelError as error:
+            trial.say(str(error))
+            return None
+        return OnCpu()
     if platform == jax.default_backend():
         name = trial.chosen(*_trial(platform, form), f"attention over pages {form}", race=how == "auto")
         if name == "plain":
@@ -119,4 +134,4 @@ def _trial(kernel: str, form: Form) -> tuple[Any, dict[str, Any], tuple[Any, ...
         tiles = cut._replace(kernel=with_kernel)
         return paged_attention(pools, tables, positions, positions >= 0, tiles, items)(pools, jnp.int32(1), *new)[0]
 
-    return partial(met, None), {"pallas": partial(met, Decoding(kernel))}, (pools, tables, positions, items, q, k, v)
+    return partial(met, None), {"kernel": partial(met, Decoding(kernel))}, (pools, tables, positions, items, q, k, v)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from dr_jax.engine.cpu import OnCpu
 from dr_jax.engine.kernels import Decoding
 
 SHARED = 4  # rows that meet a shared block together; with half of them or fewer each meets it alone
@@ -24,14 +25,14 @@ class Tiles(NamedTuple):
     Args:
         tokens: of a block of keys, a multiple of the page size.
         at_once: blocks that single queries meet in one step.
-        kernel: how single queries meet pages; None is plain JAX.
+        kernel: how single queries, or stretches of them too, meet pages; None is plain JAX.
         flat: read a page as one stretch of numbers and write all heads of a token at once, which is quicker on a CPU; a TPU
             would copy the pools, in every layer, to lay them out so.
     """
 
     tokens: int
     at_once: int
-    kernel: Decoding | None = None
+    kernel: Decoding | OnCpu | None = None
     flat: bool = True
 
 
@@ -67,8 +68,8 @@ class Items(NamedTuple):
     there_BI: Bool[np.ndarray, "B I"]
 
 
-def listed(tables_BX: Int[np.ndarray, "B X"], lengths_B: Int[np.ndarray, " B"], page_size: int, tiles: Tiles) -> Items:
-    """Return the blocks of every row, as far as its length goes.
+def listed(tables_BX: Int[np.ndarray, "B X"], lengths_B: Int[np.ndarray, " B"], page_size: int, tiles: Tiles) -> Items | None:
+    """Return the blocks of every row, as far as its length goes; None where a kernel meets them, which needs no list.
 
     Args:
         tables_BX: pages of each row.
@@ -76,6 +77,8 @@ def listed(tables_BX: Int[np.ndarray, "B X"], lengths_B: Int[np.ndarray, " B"], 
         page_size: tokens of a page.
         tiles: how they are cut.
     """
+    if tiles.kernel is not None:
+        return None
     rows, wide = len(tables_BX), tiles.tokens // page_size
     pages_BIX = np.pad(tables_BX, ((0, 0), (0, -tables_BX.shape[1] % wide))).reshape(rows, -1, wide)
     most = pages_BIX.shape[1]

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import gcd
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,7 @@ class Decoding:
     kernel: str
     mesh: Mesh | None = None
     interpret: bool = False
+    stretches: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -95,9 +97,10 @@ class Decoding:
         pools: tuple[Float[Array, "L K P W C"], Float[Array, "L K P W C"]],
         layer: Int[Array, ""],
         tables_BX: Int[Array, "B X"],
-        lengths_B: Int[Array, " B"],
+        visible_B1: Int[Array, "B 1"],
     ) -> Float[Array, "B 1 H C"]:
-        """Return what each query gathered from the first `lengths_B` places of its row; at least one place each."""
+        """Return what each query gathered from the first `visible_B1` places of its row; from one, where it has none."""
+        lengths_B = jnp.maximum(visible_B1[:, 0], 1)  # without a place, it would gather what lies there
         heads, kv_heads = q_B1HC.shape[2], pools[0].shape[1]
         ways = self.mesh.shape.get("tensor", 1) if self.mesh is not None and not heads % self.mesh.shape.get("tensor", 1) else 1
         meet = partial(self._here, heads // kv_heads, ways)

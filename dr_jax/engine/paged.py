@@ -66,7 +66,7 @@ def paged_attention(
         positions_BQ: of the queries.
         valid_BQ: which of them are looked at.
         tiles: how blocks are cut.
-        items: the blocks of single queries (Q = 1); None where there are stretches of them.
+        items: the blocks of single queries (Q = 1); None where there are stretches of them, or a kernel.
     """
     queries = Queries(tables_BX, positions_BQ, valid_BQ)
     pages_BQ, offsets_BQ = _places(queries, pools.k_LKPWC.shape[3])
@@ -85,7 +85,7 @@ def paged_attention(
     return attend
 
 
-def mixed_attention(pools: Pools, stretches: Queries, singles: Queries, tiles: Tiles, items: Items) -> Attend[Pools]:
+def mixed_attention(pools: Pools, stretches: Queries, singles: Queries, tiles: Tiles, items: Items | None) -> Attend[Pools]:
     """Return attention of stretches of queries and of single ones, in one batch of tokens with one token in a row.
 
     All that is new is written before any of it is read, so that the pools stay where they are.
@@ -95,7 +95,7 @@ def mixed_attention(pools: Pools, stretches: Queries, singles: Queries, tiles: T
         stretches: the first tokens, row after row.
         singles: the tokens after them.
         tiles: how blocks are cut.
-        items: the blocks of the single ones.
+        items: the blocks of the single ones; None where there is a kernel.
     """
     page_size, shape = pools.k_LKPWC.shape[3], stretches.positions_BQ.shape
     count = stretches.positions_BQ.size
@@ -134,9 +134,8 @@ def _gathered(
     items: Items | None,
 ) -> Float[Array, "B Q H C"]:
     tables_BX, positions_BQ, valid_BQ = queries
-    if tiles.kernel is not None and positions_BQ.shape[1] == 1:
-        lengths_B = jnp.where(valid_BQ[:, 0], positions_BQ[:, 0] + 1, 1)  # without a place, it would gather what lies there
-        return tiles.kernel(q_BQHC, pools, layer, tables_BX, lengths_B)
+    if tiles.kernel is not None and (tiles.kernel.stretches or positions_BQ.shape[1] == 1):
+        return tiles.kernel(q_BQHC, pools, layer, tables_BX, jnp.where(valid_BQ, positions_BQ + 1, 0))
     if items is not None:
         return _met_each(q_BQHC, pools, layer, positions_BQ[:, 0], items, tiles)
     longest = jnp.max(jnp.where(valid_BQ, positions_BQ, 0)) + 1

@@ -52,7 +52,7 @@ class DecodeRows(NamedTuple):
         lefts_B: how many ids may still be drawn, in this call and later ones; 0 is an empty row.
         stops_BE: ids that end the request, padded with -1.
         tables_BX: pages, with room for what is drawn.
-        items: the blocks of pages that they meet, up to the last id of this call.
+        items: the blocks of pages that they meet, up to the last id of this call; None where a kernel meets them.
         draws: how; `indices_B` is that of the first id.
     """
 
@@ -61,7 +61,7 @@ class DecodeRows(NamedTuple):
     lefts_B: Int[Array, " B"]
     stops_BE: Int[Array, "B E"]
     tables_BX: Int[Array, "B X"]
-    items: Items
+    items: Items | None
     draws: Draws
 
 

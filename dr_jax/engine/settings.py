@@ -29,8 +29,9 @@ class EngineSettings:
             programs take longer to compile.
         max_waiting: requests that run or are queued; further callers wait before they are queued.
         dtype: of keys and values.
-        attention: how single queries meet pages: `auto` is the faster of what this device has, tried at the start; `plain` is
-            JAX without kernels; `pallas` is the kernel of the platform. Where it cannot be used, `plain` is.
+        attention: how queries meet pages: `auto` is the faster of what this device has, tried at the start, and on a CPU
+            its kernel; `plain` is JAX without kernels; `kernel` is the kernel of the platform. Where it cannot be used, `plain`
+            is.
         memory_gib: most GiB of each device for keys and values; 0 is what is free, where the device tells it.
     """
 
@@ -46,7 +47,7 @@ class EngineSettings:
     unrolled_layers: int = 8
     max_waiting: int = 4096
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["auto", "plain", "pallas"] = "auto"
+    attention: Literal["auto", "plain", "kernel"] = "auto"
     memory_gib: float = 0.0
 
     def __post_init__(self) -> None:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import DTypeLike
 
+from dr_jax.base.cache import cache_folder
 from dr_jax.base.errors import CheckpointError
 from dr_jax.model import gguf, hf
 from dr_jax.model.decoder import Weights, describe, initial
@@ -116,11 +116,11 @@ def _fetched(place: Place) -> Path:
 
 
 def _kept(name: str, make: Callable[[Path], None]) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dr_jax" / "tokenizers"
-    target = cache / name
+    place = cache_folder("tokenizers")
+    target = place / name
     if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as made:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place) as made:
             make(Path(made) / "files")
             with contextlib.suppress(OSError):  # another process was first
                 (Path(made) / "files").rename(target)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from pathlib import Path
 
 import jax
 
+from dr_jax.base.cache import cache_folder
 from dr_jax.base.trace import logger
 
 _log = logger(__name__)
@@ -20,7 +19,7 @@ def keep_compiled() -> None:
     """
     if jax.config.jax_compilation_cache_dir:
         return
-    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dr_jax" / "compiled"
+    place = cache_folder("compiled")
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):

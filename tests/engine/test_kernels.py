@@ -49,7 +49,7 @@ def gathered(q_B1HC: jax.Array, pools: Pools, layer: int) -> np.ndarray:
 def agree(meet: Callable[..., jax.Array], heads: int, kv_heads: int, channels: int) -> None:
     q_B1HC, pools = drawn(heads, kv_heads, channels)
     for layer in range(L):
-        found = meet(q_B1HC, pools, jnp.int32(layer), TABLES, LENGTHS)
+        found = meet(q_B1HC, pools, jnp.int32(layer), TABLES, LENGTHS[:, None])
         np.testing.assert_allclose(found, gathered(q_B1HC, pools, layer), atol=2e-5)
 
 
@@ -103,7 +103,11 @@ def test_what_is_compiled_for_an_accelerator_has_its_kernel(platform: str, lower
     kernel = decoding("auto", Form.of(settings, NAMED["qwen2.5-1.5b"], 1), platform, None)
     pool = jax.ShapeDtypeStruct((L, 2, P, 16, 128), jnp.bfloat16)
     q_B1HC = jax.ShapeDtypeStruct((B, 1, 12, 128), jnp.bfloat16)
-    lowered = jax.jit(kernel).trace(q_B1HC, (pool, pool), jnp.int32(0), TABLES, LENGTHS).lower(lowering_platforms=(lowering,))
+    lowered = (
+        jax.jit(kernel)
+        .trace(q_B1HC, (pool, pool), jnp.int32(0), TABLES, LENGTHS[:, None])
+        .lower(lowering_platforms=(lowering,))
+    )
     assert lowered.as_text().count(call) >= 1
 
 
@@ -113,7 +117,8 @@ def test_a_kernel_that_does_not_suit_is_left_and_said_once(caplog: pytest.LogCap
     trial.say.cache_clear()
     decoding.cache_clear()
     cases = [
-        ("pallas", "qwen2.5-1.5b", settings, 1, "cpu", "there is no kernel for pages of keys and values on cpu"),
+        ("kernel", "qwen2.5-1.5b", settings, 1, "metal", "there is no kernel for pages of keys and values on metal"),
+        ("auto", "qwen2.5-1.5b", settings, 1, "cpu", "keys and values in bfloat16, not in float32"),
         ("auto", "qwen2.5-0.5b", settings, 1, "tpu", "heads of 64 channels, not of a multiple of 128"),
         ("auto", "qwen2.5-7b", settings, 1, "tpu", "page tables of 1,048,576 bytes, more than 786,432; larger pages"),
         ("auto", "qwen2.5-7b", EngineSettings(page_size=8, dtype="bfloat16"), 1, "tpu", "pages of 8 tokens, not of a multiple"),
@@ -125,7 +130,7 @@ def test_a_kernel_that_does_not_suit_is_left_and_said_once(caplog: pytest.LogCap
             for _ in range(2):
                 assert decoding(how, Form.of(engine, NAMED[model], ways), platform, None) is None
             assert told in caplog.records[-1].getMessage()
-        assert decoding("auto", Form.of(settings, NAMED["tiny"], 1), "cpu", None) is None  # nothing was asked for
+        assert decoding("auto", Form.of(settings, NAMED["tiny"], 1), "metal", None) is None  # nothing was asked for
         assert decoding("plain", Form.of(settings, NAMED["tiny"], 1), "tpu", None) is None
     assert len(caplog.records) == len(cases)
     a_quarter_of_the_tables = Form.of(settings, NAMED["qwen2.5-7b"], 4)
@@ -144,7 +149,7 @@ def test_the_trial_holds_a_kernel_against_plain_attention() -> None:
     pools, tables, positions, _, q, *_ = arguments
     assert (q.shape, pools[0].shape, tables.shape) == ((3, 1, 4, 8), (2, 2, 15, 4, 8), (3, 5))
     assert (positions.min() >= 5, positions.max() < 20) == (True, True)
-    assert list(kernels) == ["pallas"]
+    assert list(kernels) == ["kernel"]
 
     def short(pools: Pools, tables: jax.Array, positions: jax.Array, items: Items, *new: jax.Array) -> jax.Array:
         return plain(pools, tables, positions - 1, items, *new)
