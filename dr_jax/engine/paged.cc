@@ -33,7 +33,6 @@ typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4)));
 
 constexpr int BLOCK = 64;       // tokens that are met at a time
-constexpr int TILES = BLOCK / LANES;
 constexpr int AT_ONCE = 4;      // queries that meet a tile together, so that what is read of it is used as often
 constexpr int STRETCH = 32;     // queries of one row in a task
 constexpr int SIBLINGS = 8;     // rows in a task
@@ -59,14 +58,23 @@ inline Floats exponential(Floats x) {
   return (Floats)(((Ints)shifted << 23) + (Ints)p);
 }
 
+template <int... lane>
+inline Floats picked(Floats a, Floats b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, lane...);
+#else  // GCC has the other one only from 12 on
+  return __builtin_shuffle(a, b, Ints{lane...});
+#endif
+}
+
 // Swap what is beside the diagonal in every square of 2 S by 2 S; for S = 1, 2, 4, ... one after the other this transposes.
 template <int S, int... lane>
 inline void swapped(Floats (&m)[LANES], std::integer_sequence<int, lane...>) {
   for (int i = 0; i < LANES; ++i) {
     if (i & S) continue;
     const Floats a = m[i], b = m[i | S];
-    m[i] = __builtin_shufflevector(a, b, ((lane & S) ? LANES + lane - S : lane)...);
-    m[i | S] = __builtin_shufflevector(a, b, ((lane & S) ? LANES + lane : lane + S)...);
+    m[i] = picked<((lane & S) ? LANES + lane - S : lane)...>(a, b);
+    m[i | S] = picked<((lane & S) ? LANES + lane : lane + S)...>(a, b);
   }
 }
 
@@ -199,7 +207,7 @@ struct Queries {
     for (int lane = 0; lane < LANES; ++lane) top = std::max(top, tops[lane]);
     for (int tile = 0; tile < tiles; ++tile) {
       const Floats here = load(weights + tile * LANES);
-      const Floats weight = here > all(0.5f * HIDDEN) ? exponential(here - all(top)) : Floats{};
+      const Floats weight = here < all(0.5f * HIDDEN) ? Floats{} : exponential(here - all(top));  // of NaN it is NaN
       store(weights + tile * LANES, weight);
       sums += weight;
     }
