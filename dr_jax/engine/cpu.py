@@ -9,6 +9,7 @@ Holds: it is made once for a source, a compiler, a processor and a JAX, in the u
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -19,7 +20,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -70,58 +71,67 @@ def load() -> None:
     """
     made = _made()
     try:
-        library = ctypes.CDLL(str(made))
-    except OSError as error:
-        made.unlink(missing_ok=True)
+        call = ctypes.CDLL(str(made))[_CALL]
+    except (OSError, AttributeError) as error:
+        with contextlib.suppress(OSError):
+            made.unlink()  # so that the next start makes it again
         raise NoKernelError(f"The kernel for pages of keys and values cannot be loaded: {error}") from error
-    jax.ffi.register_ffi_target(_CALL, jax.ffi.pycapsule(getattr(library, _CALL)), platform="cpu")
+    jax.ffi.register_ffi_target(_CALL, jax.ffi.pycapsule(call), platform="cpu")
 
 
 def _made() -> Path:
     compiler = _compiler()
-    kernel = cache_folder("kernels") / f"{_name(compiler)}.so"
-    if kernel.exists():
-        return kernel
+    name = f"{_name(compiler)}.so"
     try:
+        kernel = cache_folder("kernels") / name
+        if kernel.exists():
+            return kernel
         kernel.parent.mkdir(parents=True, exist_ok=True)
         # A folder of its own, so that several processes may make it at once and the last one takes the place of the first.
         with tempfile.TemporaryDirectory(dir=kernel.parent) as folder:
             made = Path(folder) / kernel.name
             _compile(compiler, made)
             made.replace(kernel)
-    except OSError as error:
-        reason = f"{kernel.parent} cannot be written ({error.strerror}); XDG_CACHE_HOME names another place"
+    except (OSError, RuntimeError) as error:  # a user may have no home
+        reason = f"the cache cannot be written ({error}); XDG_CACHE_HOME names another place"
         raise NoKernelError(f"The kernel for pages of keys and values was not kept: {reason}") from error
     return kernel
 
 
-def _compile(compiler: str, made: Path) -> None:
-    command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(made)]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired as error:
-        raise NoKernelError(f"{compiler} was not done with {_SOURCE.name} after {_PATIENCE_S} s") from error
+def _compile(compiler: list[str], made: Path) -> None:
+    told = _run([*compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(made)])
     if told.returncode:
         lines = (
             [line for line in told.stderr.splitlines() if "error" in line] or told.stderr.splitlines() or ["it says nothing"]
         )
-        raise NoKernelError(f"{compiler} did not compile {_SOURCE.name}: {lines[0][:200]}")
+        raise NoKernelError(f"{compiler[0]} did not compile {_SOURCE.name}: {lines[0][:200]}")
 
 
-def _compiler() -> str:
-    asked = os.environ.get("CXX")
-    for name in [asked] if asked else ["c++", "g++", "clang++"]:
-        if found := shutil.which(name):
-            return found
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
+    try:
+        return subprocess.run(command, timeout=_PATIENCE_S, check=False, **quiet)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise NoKernelError(f"{command[0]} was not done with {_SOURCE.name} after {_PATIENCE_S} s") from error
+    except OSError as error:
+        raise NoKernelError(f"{command[0]} cannot be run ({error.strerror})") from error
+
+
+def _compiler() -> list[str]:
+    """Return the command that compiles: what CXX says, which may have options, or what is there."""
+    asked = os.environ.get("CXX", "").split()
+    for command in [asked] if asked else [["c++"], ["g++"], ["clang++"]]:
+        if found := shutil.which(command[0]):
+            return [found, *command[1:]]
     raise NoKernelError(
-        f"CXX = {asked!r} is not there" if asked else "There is no C++ compiler (c++, g++ or clang++; CXX names another)"
+        f"CXX = {asked[0]!r} is not there" if asked else "There is no C++ compiler (c++, g++ or clang++; CXX names another)"
     )
 
 
-def _name(compiler: str) -> str:
+def _name(compiler: list[str]) -> str:
     """Return a name that changes with everything that what is made depends on; a home may be shared by different machines."""
-    told = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE_S, check=False)  # noqa: S603
-    parts = (_SOURCE.read_text("utf-8"), told.stdout, jax.lib.__version__, platform.machine(), _processor(), *_FLAGS)
+    told, source = _run([*compiler, "--version"]).stdout, _SOURCE.read_text("utf-8")
+    parts = (source, *compiler, told, jax.lib.__version__, platform.machine(), _processor(), *_FLAGS)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

@@ -19,17 +19,16 @@ def keep_compiled() -> None:
     """
     if jax.config.jax_compilation_cache_dir:
         return
-    place = cache_folder("compiled")
     try:
+        place = cache_folder("compiled")
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
             pass
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a user may have no home
         _log.warning(
-            "Every start compiles again: %s cannot be written (%s). Set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR to one "
-            "that can",
-            place,
-            error.strerror,
+            "Every start compiles again: the cache cannot be written (%s). Set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR to "
+            "one that can",
+            error,
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(place))

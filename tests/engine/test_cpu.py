@@ -1,6 +1,7 @@
 """The kernel for CPUs, held against rows in one piece in float64; and what happens where it cannot be made."""
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,17 @@ def test_places_that_nobody_sees_may_hold_anything() -> None:
     np.testing.assert_array_equal(meet(q, (k, v), jnp.int32(1), tables, visible), expected)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_key_that_is_no_number_is_not_passed_over(broken: float, queries: int) -> None:
+    q, k, v, tables, _ = case(3, queries, 2, 16, 16, 6)
+    q, visible = abs(q), np.full((3, queries), 90, np.int32)
+    expected = np.array(meet(q, (k, v), jnp.int32(1), tables, visible))
+    k[1, 0, tables[2, 0], 3] = broken
+    expected[2, :, :2] = np.nan  # those of the first key head
+    np.testing.assert_array_equal(meet(q, (k, v), jnp.int32(1), tables, visible), expected)
+
+
 def test_it_is_taken_on_one_cpu_and_made_once(afresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     told: list[tuple[object, ...]] = []  # XLA hears of a name once in a process
@@ -117,7 +129,9 @@ def test_it_is_taken_on_one_cpu_and_made_once(afresh: None, tmp_path: Path, monk
         (None, "There is no C++ compiler (c++, g++ or clang++; CXX names another)"),
         ("no-such-compiler", "CXX = 'no-such-compiler' is not there"),
         ("#!/bin/sh\necho 'paged.cc:1: error: what is this' >&2; exit 1", "did not compile paged.cc: paged.cc:1: error: what"),
-        ('#!/bin/sh\nfor last; do :; done; echo "no library" > "$last"', "cannot be loaded"),
+        ('#!/bin/sh\n[ $# = 1 ] && exit; for last; do :; done; echo "no library" > "$last"', "cannot be loaded"),
+        ("#!/bin/sh\nwhile :; do :; done", "was not done with paged.cc after 0.5 s"),
+        ("#!/no/such/shell", "cannot be run (No such file or directory)"),
     ],
 )
 def test_where_it_cannot_be_made_plain_attention_is_there_and_that_is_said_once(
@@ -131,6 +145,7 @@ def test_where_it_cannot_be_made_plain_attention_is_there_and_that_is_said_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(cpu, "_PATIENCE_S", 0.5 if "was not done" in told else 60)
     if compiler is not None and compiler.startswith("#!"):
         script = tmp_path / "cc"
         script.write_text(compiler, "utf-8")
@@ -154,5 +169,26 @@ def test_heads_of_other_sizes_are_refused_in_words() -> None:
 def test_a_cache_that_cannot_be_written_is_named(afresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dr_jax").write_text("a file, not a folder", "utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(NoKernelError, match=r"kernels cannot be written .*XDG_CACHE_HOME names another place"):
+    with pytest.raises(NoKernelError, match=r"cannot be written .*dr_jax/kernels.*XDG_CACHE_HOME names another place"):
         cpu.load()
+
+
+def test_a_user_may_have_no_home(afresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", str)  # what it does for a user whom the system does not know
+    with pytest.raises(NoKernelError, match=r"cannot be written \(.*home.*XDG_CACHE_HOME names another place"):
+        cpu.load()
+
+
+def test_what_is_no_library_and_cannot_be_taken_away_is_said(
+    afresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "dr_jax" / "kernels" / f"{cpu._name(cpu._compiler())}.so").mkdir(parents=True)
+    with pytest.raises(NoKernelError, match="cannot be loaded"):
+        cpu.load()
+
+
+def test_the_compiler_may_be_named_with_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "sh -c")
+    assert cpu._compiler() == [shutil.which("sh"), "-c"]
