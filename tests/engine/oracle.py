@@ -15,7 +15,8 @@ from dr_jax.model.decoder import Weights, head, hidden_states, initial
 from dr_jax.model.sizes import Sizes
 from dr_jax.tokens.policy import RequestKey, Sampled, Sampling
 
-SIZES = Sizes(vocab=61, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ff=48, qk_norm=True, max_context=96)
+# Heads of 16 channels: a CPU has a kernel for pages of them.
+SIZES = Sizes(vocab=61, width=32, layers=2, heads=4, kv_heads=2, head_dim=16, ff=48, qk_norm=True, max_context=96)
 CONTEXT = 96
 
 

@@ -1,7 +1,7 @@
 """The engine against a plain full-forward sampler, and everything that a caller relies on.
 
 Invariant 8 is the first half: alone, in a full batch, with and without shared pages, before and after being put back, on one
-device and on eight, a request draws the same ids with the same log-probabilities.
+device and on eight, in plain JAX and with the kernel of a CPU, a request draws the same ids with the same log-probabilities.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import pytest
 
 from dr_jax.base.errors import CapacityError, CheckpointError
+from dr_jax.engine.cpu import OnCpu
 from dr_jax.engine.engine import Engine, EngineStoppedError
 from dr_jax.engine.settings import EngineSettings, memory_bytes
 from dr_jax.model.decoder import describe
@@ -26,7 +27,7 @@ from tests.engine.oracle import SIZES, assert_same, sample, weights
 SETTINGS = EngineSettings(
     slots=4, pages=97, page_size=4, max_context=96, tokens_per_call=4, prefill_rows=(2, 4), prefill_width=8, block=8
 )
-SMALL = dataclasses.replace(SETTINGS, pages=25)
+SMALL = dataclasses.replace(SETTINGS, pages=25, attention="plain")
 SAMPLINGS = (
     Sampling(9, temperature=0.0),
     Sampling(9),
@@ -39,6 +40,7 @@ SAMPLINGS = (
 @pytest.fixture(scope="module")
 def running() -> Iterator[Engine]:
     with Engine(weights(0), SIZES, SETTINGS) as one:
+        assert one._device._tiles.kernel == OnCpu()
         one.warm_up()
         yield one
 
@@ -327,8 +329,8 @@ def test_a_context_longer_than_the_models_is_refused() -> None:
 
 
 def test_memory_is_what_the_pools_take(engine: Engine) -> None:
-    # 97 pages of 4 tokens, 2 layers, keys and values of 2 heads of 8 numbers of 4 bytes
-    assert memory_bytes(SETTINGS, SIZES) == 97 * 4 * 2 * 2 * 2 * 8 * 4
+    # 97 pages of 4 tokens, 2 layers, keys and values of 2 heads of 16 numbers of 4 bytes
+    assert memory_bytes(SETTINGS, SIZES) == 97 * 4 * 2 * 2 * 2 * 16 * 4
     assert sum(pool.nbytes for pool in engine._device.pools) == memory_bytes(SETTINGS, SIZES)
 
 

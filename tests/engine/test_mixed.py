@@ -24,9 +24,9 @@ SETTINGS = EngineSettings(
 Asked = tuple[list[int], Sampling, RequestKey]
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with Engine(weights(0), SIZES, SETTINGS) as one:
+@pytest.fixture(scope="module", params=["plain", "kernel"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with Engine(weights(0), SIZES, dataclasses.replace(SETTINGS, attention=request.param)) as one:
         one.warm_up()
         yield one
 

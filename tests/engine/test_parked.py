@@ -162,8 +162,8 @@ def test_a_place_that_is_used_again_keeps_what_came_last() -> None:
 
 
 def test_more_parked_pages_than_the_machine_has_memory_are_refused() -> None:
-    # 4 tokens, 2 layers, keys and values of 2 heads of 8 numbers of 4 bytes
-    assert host_bytes(PARKING, SIZES) == 200 * 4 * 2 * 2 * 2 * 8 * 4
+    # 4 tokens, 2 layers, keys and values of 2 heads of 16 numbers of 4 bytes
+    assert host_bytes(PARKING, SIZES) == 200 * 4 * 2 * 2 * 2 * 16 * 4
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with pytest.raises(CapacityError, match=r"engine.host_pages = \d+ can take .* Fix: engine.host_pages=\d+"):
         Engine(weights(0), SIZES, dataclasses.replace(PARKING, host_pages=machine // 1024))
