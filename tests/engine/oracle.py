@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,6 +16,9 @@ from dr_jax.model.attention import segment_attention
 from dr_jax.model.decoder import Weights, head, hidden_states, initial
 from dr_jax.model.sizes import Sizes
 from dr_jax.tokens.policy import RequestKey, Sampled, Sampling
+
+# Whether a machine can make the kernel for CPUs; engines meet pages in plain JAX where not.
+COMPILER = any(map(shutil.which, [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]))
 
 # Heads of 16 channels: a CPU has a kernel for pages of them.
 SIZES = Sizes(vocab=61, width=32, layers=2, heads=4, kv_heads=2, head_dim=16, ff=48, qk_norm=True, max_context=96)

@@ -17,9 +17,11 @@ from dr_jax.engine.settings import EngineSettings
 from dr_jax.model import trial
 from dr_jax.model.sizes import NAMED
 from dr_jax.sharding.mesh import MeshSettings, make_mesh
+from tests.engine.oracle import COMPILER
 
 L, K = 2, 2
 meet = jax.jit(OnCpu())
+compiled = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -55,6 +57,7 @@ def case(rows: int, queries: int, sharing: int, channels: int, page: int, pages:
     return rng.standard_normal((rows, queries, K * sharing, channels), np.float32), k, v, tables, visible
 
 
+@compiled
 @pytest.mark.parametrize(
     ("rows", "queries", "sharing", "channels", "page", "pages"),
     [(40, 1, 4, 32, 64, 5), (9, 1, 1, 16, 8, 19), (3, 33, 3, 64, 24, 7), (2, 70, 7, 128, 16, 9), (5, 2, 6, 64, 1, 40)],
@@ -68,12 +71,14 @@ def test_the_kernel_agrees_with_attention_over_rows_in_one_piece(
     assert not np.asarray(found)[visible == 0].any()
 
 
+@compiled
 def test_scores_far_apart_neither_overflow_nor_lose_the_largest() -> None:
     q, k, v, tables, visible = case(4, 1, 2, 16, 16, 8)
     found = meet(q * 300, (k, v), jnp.int32(1), tables, visible)
     np.testing.assert_allclose(found, gathered(q * 300, k, v, tables, visible), atol=1e-4)
 
 
+@compiled
 def test_what_a_row_gathers_does_not_depend_on_the_others() -> None:
     q, k, v, tables, visible = case(40, 1, 4, 32, 16, 20)
     together = np.asarray(meet(q, (k, v), jnp.int32(1), tables, visible))
@@ -82,6 +87,7 @@ def test_what_a_row_gathers_does_not_depend_on_the_others() -> None:
         np.testing.assert_array_equal(alone[0], together[row])
 
 
+@compiled
 def test_places_that_nobody_sees_may_hold_anything() -> None:
     q, k, v, tables, visible = case(6, 1, 4, 32, 16, 6)
     expected = meet(q, (k, v), jnp.int32(1), tables, visible)
@@ -94,6 +100,7 @@ def test_places_that_nobody_sees_may_hold_anything() -> None:
     np.testing.assert_array_equal(meet(q, (k, v), jnp.int32(1), tables, visible), expected)
 
 
+@compiled
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 @pytest.mark.parametrize("queries", [1, 3])
 def test_a_key_that_is_no_number_is_not_passed_over(broken: float, queries: int) -> None:
@@ -105,6 +112,7 @@ def test_a_key_that_is_no_number_is_not_passed_over(broken: float, queries: int)
     np.testing.assert_array_equal(meet(q, (k, v), jnp.int32(1), tables, visible), expected)
 
 
+@compiled
 def test_it_is_taken_on_one_cpu_and_made_once(afresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     told: list[tuple[object, ...]] = []  # XLA hears of a name once in a process
@@ -166,6 +174,7 @@ def test_heads_of_other_sizes_are_refused_in_words() -> None:
     assert form.refusal("cpu") == "heads of 80 channels, not of 16, 32, 64, 128"
 
 
+@compiled
 def test_a_cache_that_cannot_be_written_is_named(afresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dr_jax").write_text("a file, not a folder", "utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -173,6 +182,7 @@ def test_a_cache_that_cannot_be_written_is_named(afresh: None, tmp_path: Path, m
         cpu.load()
 
 
+@compiled
 def test_a_user_may_have_no_home(afresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", str)  # what it does for a user whom the system does not know
@@ -180,6 +190,7 @@ def test_a_user_may_have_no_home(afresh: None, monkeypatch: pytest.MonkeyPatch) 
         cpu.load()
 
 
+@compiled
 def test_what_is_no_library_and_cannot_be_taken_away_is_said(
     afresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
