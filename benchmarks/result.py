@@ -69,6 +69,22 @@ def write_json(name: str, content: Mapping[str, Any], packages: Sequence[str], f
     return path
 
 
+def bars(name: str, sides: Mapping[str, Spread], folder: Path = RESULTS) -> Path:
+    """Draw a bar for every side, with the spread of its rounds; the first side is ours. Return `NAME.png`."""
+    from matplotlib.figure import Figure  # here: sides in environments of their own do not have it
+
+    figure = Figure(figsize=(6, 0.6 + 0.5 * len(sides)), layout="constrained")
+    axes = figure.subplots()
+    medians = [spread.median for spread in sides.values()]
+    reach = [[one.median - one.min for one in sides.values()], [one.max - one.median for one in sides.values()]]
+    axes.barh(list(sides), medians, xerr=reach, color=["tab:blue", *["tab:gray"] * (len(sides) - 1)], capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(next(iter(sides.values())).unit)
+    path = folder / f"{name}.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
 def _processor() -> str:
     try:
         told = Path("/proc/cpuinfo").read_text("utf-8")

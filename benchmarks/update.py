@@ -14,13 +14,12 @@ import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.result import RESULTS, Spread, write
+from benchmarks.result import RESULTS, Spread, bars, write
 from benchmarks.side import sides
 from benchmarks.workload import MODELS, update_work, useful_flops
 
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         spreads = measured.spreads(useful_flops(update_work(work, MODELS[model].vocab), MODELS[model]))
         show(work, model, measured, spreads)
         name = f"update_{work}" if model == WORKS[work] else f"update_{work}_{model}"
-        print(f"written to {write(name, spreads, ('jax', 'transformers'), RESULTS)} and {plot(name, spreads)}")
+        print(f"written to {write(name, spreads, ('jax', 'transformers'), RESULTS)} and {bars(name, spreads)}")
 
 
 def measure(work: str, model: str, rounds: int, names: Sequence[str]) -> Measured:
@@ -93,22 +92,6 @@ def show(work: str, model: str, measured: Measured, spreads: Mapping[str, Spread
     if measured.occupancy:
         table.caption = f"{measured.occupancy:.1%} of dr_jax's rectangles are episodes"
     Console().print(table)
-
-
-def plot(name: str, spreads: Mapping[str, Spread]) -> Path:
-    """Draw a bar for every side, with the spread of its rounds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 0.6 + 0.5 * len(spreads)), layout="constrained")
-    axes = figure.subplots()
-    medians = [spread.median for spread in spreads.values()]
-    reach = [[one.median - one.min for one in spreads.values()], [one.max - one.median for one in spreads.values()]]
-    axes.barh(list(spreads), medians, xerr=reach, color=["tab:blue", *["tab:gray"] * (len(spreads) - 1)], capsize=3)
-    axes.invert_yaxis()
-    axes.set_xlabel("useful GFLOP/s of an update")
-    path = RESULTS / f"{name}.png"
-    figure.savefig(path, dpi=120)
-    return path
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Out:   Model: sizes of a Qwen3-shaped model; Request: turns of one conversation,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,23 @@ def decode_work(name: str, vocab: int) -> list[Request]:
             draws = [int(one) for one in rng.integers(16, 257, 3)]
             requests.append(Request(question, (Turn(prompt, draws[0]), *(Turn(ids(300), draw) for draw in draws[1:]))))
     return requests
+
+
+def decode_bytes(work: Sequence[Request], model: Model) -> float:
+    """Count the bytes of float32 that must be read to draw all ids, were everything read from memory.
+
+    The weights once for a step in which everybody who has ids left draws one, and each request's keys and values once for
+    each of its ids; what is computed of known ids is not counted.
+    """
+    steps, place = max(request.drawn for request in work), 2 * model.layers * model.kv_heads * model.head_dim
+    seen = 0
+    for request in work:
+        length = 0
+        for turn in request.turns:
+            length += len(turn.ids)
+            seen += turn.draw * length + turn.draw * (turn.draw - 1) // 2
+            length += turn.draw
+    return 4.0 * (steps * model.parameters + seen * place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,19 @@ async def converse(engine: Engine, request: Request, number: int) -> int:
     return drawn
 
 
+def read_rate(size: int = 1 << 28, times: int = 3) -> float:
+    """Measure how fast memory is read, in bytes a second: a sum over more than a processor's caches hold."""
+    many = jnp.ones(size // 4, jnp.float32)
+    total = jax.jit(jnp.sum)
+    total(many).block_until_ready()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        total(many).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return size / min(seconds)
+
+
 def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Build the engine and compile."""
     model = MODELS[options["model"]]
@@ -65,6 +78,7 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     def once() -> dict[str, Any]:
         nonlocal version
         version += 1
+        rate = read_rate()
         engine.adopt(weights, version)  # nothing is remembered of the round before
         metrics.drain()
         start = time.perf_counter()
@@ -73,7 +87,8 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             return await asyncio.gather(*(converse(engine, request, number) for number, request in enumerate(work)))
 
         drawn = sum(asyncio.run(everybody()))
-        return {"seconds": time.perf_counter() - start, "tokens": drawn, "counted": metrics.drain()}
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "tokens": drawn, "counted": metrics.drain(), "rate": max(rate, read_rate())}
 
     once()
     return {"jax": jax.__version__, "context": context}, once
