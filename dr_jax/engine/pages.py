@@ -14,12 +14,15 @@ already and nobody else.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from dr_jax.engine.moves import Copy, Fetch, Move, Park
 
 SCRATCH = 0  # the page that padding writes to; it is never handed out
+_IDS = attrgetter("ids")
 
 
 @dataclass(eq=False, slots=True)
@@ -32,7 +35,7 @@ class Node:
         ids: what was computed into it so far, at most a page of it.
         holders: how many leases it is part of.
         full: children that are complete, by their ids.
-        partial: children that are not.
+        children: all of them, in the order of their ids: thousands may begin alike, and each new request looks among them.
         place: where it is parked in host memory; None while it is in the pool. All its descendants are parked too, then.
     """
 
@@ -41,7 +44,7 @@ class Node:
     ids: tuple[int, ...] = ()
     holders: int = 0
     full: dict[tuple[int, ...], Node] = field(default_factory=dict)
-    partial: list[Node] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list)
     place: int | None = None
 
 
@@ -223,34 +226,30 @@ class PagePool:
             path.append(child)
             node = child
         rest = tuple(ids[len(path) * size : min((len(path) + 1) * size, limit)])
-        best, shared = None, 0
-        if rest:
-            for child in (*node.partial, *node.full.values()):
-                common = _common(child.ids, rest)
-                # Between equals one that can be taken over is better than one that must be copied.
-                if common > shared or (common == shared > 0 and not child.holders and len(child.ids) == common):
-                    best, shared = child, common
-        return _Match(path, best, shared)
+        return _Match(path, *_closest(node.children, rest))
 
     def _extend(self, lease: Lease, ids: tuple[int, ...]) -> None:
         while ids:
             place = lease.cached // self.page_size
             node = lease.nodes[place]
             parent = lease.nodes[place - 1] if place else lease.root
-            if not node.ids:
-                node.parent = parent
-                parent.partial.append(node)
+            if node.ids:
+                _take_out(node, parent.children)
+            node.parent = parent
             new = ids[: self.page_size - len(node.ids)]
             node.ids += new
             lease.cached += len(new)
             ids = ids[len(new) :]
             if len(node.ids) == self.page_size:
                 lease.nodes[place] = self._completed(node, parent)
+            else:
+                insort(parent.children, node, key=_IDS)
 
     def _completed(self, node: Node, parent: Node) -> Node:
-        parent.partial.remove(node)
         twin = parent.full.setdefault(node.ids, node)
-        if twin is not node:  # somebody computed the same page meanwhile, or before: one of the two is enough
+        if twin is node:
+            insort(parent.children, node, key=_IDS)
+        else:  # somebody computed the same page meanwhile, or before: one of the two is enough
             if twin.place is None:
                 self._free.append(node.page)
             else:
@@ -298,16 +297,46 @@ class PagePool:
 
     def _drop(self, node: Node) -> None:
         assert node.parent is not None
+        _take_out(node, node.parent.children)
         if node.parent.full.get(node.ids) is node:
             del node.parent.full[node.ids]
-        else:
-            node.parent.partial.remove(node)
         if node.place is None:
             del self._unheld[node]
             self._free.append(node.page)
         else:
             del self._parked[node]
             self._places.append(node.place)
+
+
+def _closest(children: Sequence[Node], ids: tuple[int, ...]) -> tuple[Node | None, int]:
+    """Return the child that begins with most of the first ids, and with how many; no child when none begins with the first.
+
+    Args:
+        children: in the order of their ids, so that whoever shares most stands beside the place of these.
+        ids: looked for.
+    """
+    place = bisect_right(children, ids, key=_IDS)
+    best, shared = None, 0
+    for child in children[max(place - 1, 0) : place + 1]:
+        common = _common(child.ids, ids)
+        if common > shared:
+            best, shared = child, common
+    # Between equals one that can be taken over is better than one that must be copied.
+    alike = ids[:shared]
+    for place in range(bisect_left(children, alike, key=_IDS), len(children)) if shared else ():
+        if children[place].ids != alike:
+            break
+        if not children[place].holders:
+            return children[place], shared
+    return best, shared
+
+
+def _take_out(node: Node, children: list[Node]) -> None:
+    """Remove a node, by identity, from children in the order of their ids."""
+    place = bisect_left(children, node.ids, key=_IDS)
+    while children[place] is not node:
+        place += 1
+    del children[place]
 
 
 def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:

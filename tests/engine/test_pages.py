@@ -223,7 +223,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert not node.holders
             assert node.place is not None
             assert self.kept[node.place][: len(node.ids)] == list(node.ids)
-            assert all(child.place is not None for child in (*node.partial, *node.full.values()))
+            assert all(child.place is not None for child in node.children)
 
     @invariant()
     def what_nobody_holds_keeps_what_its_node_says(self) -> None:
