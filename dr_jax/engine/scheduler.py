@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from dr_jax.base.metrics import Metrics
 from dr_jax.engine.moves import Move
 from dr_jax.engine.pages import PagePool
@@ -179,10 +177,11 @@ class Scheduler:
         return [request for request in self.running if request.pending > 1]
 
     def _admit(self) -> None:
+        computing = [one for one in self.running if self._computes(one)]
         for request in list(self.waiting):
             if len(self.running) >= self.slots:
                 break
-            if self._sibling_is_computing(request):
+            if computing and self._known_soon(request, computing):
                 continue
             request.lease = self.pool.open(request.ids, self._room(request, self.tokens_per_call))
             if request.lease is None:
@@ -193,14 +192,18 @@ class Scheduler:
             self.waiting.remove(request)
             self.running.append(request)
             self.running.sort(key=lambda one: one.number)
+            if self._computes(request):
+                computing.append(request)
 
-    def _sibling_is_computing(self, request: Request) -> bool:
-        """Whether a running request is about to compute more of this one's ids than are known already."""
-        computing = [one for one in self.running if one.pending > 1 and one.lease and self.pool.current(one.lease)]
-        if not computing:
-            return False
-        known, ids = self.pool.known(request.ids), np.asarray(request.ids)
-        return any(min(_common(np.asarray(one.ids), ids), len(ids) - 1) > known for one in computing)
+    def _computes(self, request: Request) -> bool:
+        """Whether it is about to compute pages that others can share."""
+        return request.pending > 1 and request.lease is not None and self.pool.current(request.lease)
+
+    def _known_soon(self, request: Request, computing: Sequence[Request]) -> bool:
+        """Whether one of these, a sibling, is about to compute more of the request's ids than are known already."""
+        more = self.pool.known(request.ids) + 1
+        begins = request.ids[:more]
+        return more < len(request.ids) and any(one.ids[:more] == begins for one in computing)
 
     def _prefill(self, prefilling: list[Request]) -> Prefill:
         width = self.prefill_width
@@ -252,9 +255,3 @@ class Scheduler:
         if request.lease is not None:
             self.pool.release(request.lease)
             request.lease = None
-
-
-def _common(left: np.ndarray, right: np.ndarray) -> int:
-    length = min(len(left), len(right))
-    different = np.flatnonzero(left[:length] != right[:length])
-    return int(different[0]) if len(different) else length
