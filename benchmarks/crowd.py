@@ -33,6 +33,7 @@ from dr_jax.agent.prompt import system_prompt
 from dr_jax.agent.reader import make_reader
 from dr_jax.agent.world import World
 from dr_jax.base.config import read
+from dr_jax.base.garbage import short_pauses
 from dr_jax.base.metrics import Metrics
 from dr_jax.data.question import Question
 from dr_jax.data.stream import Stream
@@ -174,7 +175,8 @@ async def crowd(who: Who, in_flight: int, *, seconds: float, generation_s: float
         groups, harvest = 2 * in_flight // SIZE, Harvest(8, metrics)  # some wait for their last sibling, some for room
         under_way, most = UnderWay(stream, metrics), groups + 64
         flights = Flights(stream, under_way, harvest, fly, at_once=groups, staleness=8, most=most, metrics=metrics)
-        return await _watched(flights, counted, seconds)
+        with short_pauses():  # as in the training loop
+            return await _watched(flights, counted, seconds)
 
 
 async def _watched(flights: Flights, counted: _Counted, seconds: float) -> Crowd:

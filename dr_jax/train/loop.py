@@ -18,6 +18,7 @@ from typing import Any
 
 from dr_jax.base.config import to_tree
 from dr_jax.base.errors import MismatchError
+from dr_jax.base.garbage import short_pauses
 from dr_jax.base.metrics import Metrics, timed
 from dr_jax.base.trace import logger
 from dr_jax.learn.advantage import informative, named
@@ -87,7 +88,8 @@ async def _train(run: Run, settings: Settings, resume: bool, shelf: Shelf | None
         states.episode_writer(run, keep_below=below if resume else None) as episodes,
     ):
         run.warm_up(lambda name, done, count: told("warm_up", done, {"program": name, "count": count}))
-        await _loop(run, done, report, episodes, told)
+        with short_pauses():
+            await _loop(run, done, report, episodes, told)
         chosen = {"memory": run.choice.tree()} if run.choice else {}
         summary = {**_summary(settings, done), **chosen, "metrics": run.metrics.drain()}  # of the last evaluation
         report.summary(summary)
