@@ -1,11 +1,13 @@
 """The page tree: by hand with pages of 4 ids, then any order of events against the rules."""
 
-from hypothesis import settings
+from itertools import takewhile
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dr_jax.engine.moves import Copy, Fetch, Move, Park
-from dr_jax.engine.pages import SCRATCH, Lease, Node, PagePool
+from dr_jax.engine.pages import SCRATCH, Lease, Node, PagePool, _closest
 
 TEN = list(range(10))
 
@@ -52,6 +54,21 @@ def test_a_tail_that_nobody_writes_to_is_taken_over_by_one_successor() -> None:
     third, moves = leased(pool, [*TEN, 98])
     assert moves == [Copy(pages[2], third.pages[2])]
     assert third.cached == 10
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=5), st.integers(0, 1)), max_size=12),
+    st.lists(st.integers(0, 2), max_size=5),
+)
+def test_the_closest_child_is_found_without_looking_at_all(children: list[tuple[list[int], int]], ids: list[int]) -> None:
+    nodes = sorted((Node(place, None, tuple(own), held) for place, (own, held) in enumerate(children)), key=lambda one: one.ids)
+    shared = [sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one.ids, ids, strict=False))) for one in nodes]
+    most = max(shared, default=0)
+    equals = [one for one, count in zip(nodes, shared, strict=True) if count == most > 0]
+    can_be_taken_over = [one for one in equals if len(one.ids) == most and not one.holders]
+    found, count = _closest(nodes, tuple(ids))
+    assert count == most
+    assert found in (can_be_taken_over or equals or [None])
 
 
 def test_what_is_unheld_longest_goes_first_and_children_before_parents() -> None:
@@ -250,6 +267,18 @@ class AnyOrder(RuleBasedStateMachine):
             found = [token for page in lease.pages for token in self.content.get(page, [])[:2]]
             assert found[: lease.cached] == ids[: lease.cached]
             assert [token for node in lease.nodes for token in node.ids] == ids[: lease.cached]
+
+    @invariant()
+    def children_are_in_order_and_complete(self) -> None:
+        below: dict[Node, set[Node]] = {}
+        written = [node for lease, _ in self.running for node in lease.nodes if node.ids]
+        for node in (*written, *self.pool._unheld, *self.pool._parked):
+            assert node.parent is not None
+            below.setdefault(node.parent, set()).add(node)
+        for parent, children in below.items():
+            assert [one.ids for one in parent.children] == sorted(one.ids for one in children)
+            assert set(parent.children) == children
+            assert set(parent.full.values()) == {one for one in children if len(one.ids) == self.pool.page_size}
 
     @invariant()
     def parents_outlive_children(self) -> None:
