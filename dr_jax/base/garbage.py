@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Nearly every cycle is gone before it is as old as a full collection looks for; each of those looks at all that is alive, which
-# took a tenth of a second with 2,048 episodes in flight.
+# took 0.1 to 0.2 s with 2,048 episodes in flight.
 SELDOM = 50
 
 
