@@ -19,11 +19,10 @@ test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -q 'tensorboard>=2.19' 'wandb>=0.27'
 	$(BIN)/python -m pytest -m slow
 
-# Side by side with Tunix and transformers, whose environments (3 GB) are made on first use. Tunix takes minutes for one round of
-# the conversations: `python -m benchmarks.decode --work agent` has it, too.
+# Side by side with Tunix and torch, whose environments (3 GB) are made on first use. Most of the time is Tunix's for the
+# conversations; `python -m benchmarks.decode --work group` has four times as many of them.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.decode --work uniform
-	$(BIN)/python -m benchmarks.decode --work agent --sides dr_jax transformers
+	$(BIN)/python -m benchmarks.decode --work uniform agent
 	$(BIN)/python -m benchmarks.update
 
 # Pinned versions with hashes; needs `pip install uv`.
