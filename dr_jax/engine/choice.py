@@ -19,12 +19,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from dr_jax.engine.cpu import CHANNELS, NoKernelError, OnCpu, load
+from dr_jax.engine.cpu import OnCpu, load
 from dr_jax.engine.items import Items, Tiles, listed
 from dr_jax.engine.kernels import KERNELS, Decoding
 from dr_jax.engine.paged import Pools, paged_attention
 from dr_jax.engine.settings import EngineSettings
-from dr_jax.model import trial
+from dr_jax.model import native, trial
+from dr_jax.model.native import NoKernelError
 from dr_jax.model.sizes import Sizes
 
 How = Literal["auto", "plain", "kernel"]
@@ -66,10 +67,7 @@ class Form:
     def refusal(self, kernel: str) -> str:
         """Return why a kernel cannot be used, or nothing."""
         if kernel == "cpu":
-            if self.dtype != "float32":
-                return f"keys and values in {self.dtype}, not in float32"
-            suits = self.channels in CHANNELS
-            return "" if suits else f"heads of {self.channels} channels, not of {', '.join(map(str, CHANNELS))}"
+            return native.refusal(self.channels, self.dtype, "keys and values")
         if kernel == "gpu":
             odd = [size for size in (self.channels, self.page_size) if size & (size - 1)]
             return f"{odd[0]} is not a power of two" if odd else ""

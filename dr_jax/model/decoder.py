@@ -284,8 +284,14 @@ def _feed_forward(x_BTD: Float[Array, "B T D"], w: Weights, sizes: Sizes) -> Flo
         gate_NF, up_NF = jnp.split(h_ND @ w["gate_up"], 2, axis=-1)
     else:
         gate_NF, up_NF = (_adapted(h_ND @ w[name], h_ND, w, name) for name in ("gate", "up"))
-    inner_NF = jax.nn.silu(gate_NF) * up_NF
+    inner_NF = _gated(gate_NF, up_NF)
     return _adapted(inner_NF @ w["down"], inner_NF, w, "down").reshape(x_BTD.shape)
+
+
+# Of numbers by themselves, computing is quicker than keeping: a tenth of the memory of a small model's update.
+@partial(jax.checkpoint, policy=None)
+def _gated(gate_NF: Array, up_NF: Array) -> Array:
+    return jax.nn.silu(gate_NF) * up_NF
 
 
 def _adapted(y: Float[Array, "*rows_and_out"], x: Float[Array, "*rows_and_in"], w: Weights, name: str) -> Array:

@@ -1,4 +1,4 @@
-"""Attention inside packed rows with the kernels that JAX ships, one function each, all of one shape.
+"""Attention inside packed rows with the kernels that JAX ships, and our own for CPUs, one function each, all of one shape.
 
 In:    queries [B, T, H, C], keys and values [B, T, K, C], segment ids [B, T]; whatever lies on one device
 Out:   what each query gathered [B, T, H, C]
@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from dr_jax.model import cpu
 
 Kernel = Callable[..., Array]
 _LANES = 128  # no kernel has smaller blocks of keys
@@ -91,7 +93,7 @@ def cudnn(
         )
 
 
-KERNELS: dict[str, Kernel] = {"splash": splash, "triton": triton, "cudnn": cudnn}
+KERNELS: dict[str, Kernel] = {"splash": splash, "triton": triton, "cudnn": cudnn, "native": cpu.attend}
 
 
 def _scaled(q: Array) -> Array:

@@ -3,7 +3,8 @@
 In:    segment ids [B, T] and what the settings ask for
 Out:   an `Attend`, as `attention.segment_attention` gives it
 Holds: `auto` takes what was fastest, on this device, at this shape, of all that agreed with plain JAX about outputs and
-       gradients; what fails, disagrees or is not of this platform is left, and that is said once
+       gradients, but on one CPU its kernel, which was faster at all that were measured; what fails, disagrees or is not of
+       this platform is left, and that is said once
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from dr_jax.model import trial
+from dr_jax.model import cpu, native, trial
 from dr_jax.model.attention import segment_attention
 from dr_jax.model.decoder import Attend
 from dr_jax.model.kernels import KERNELS, Kernel
 from dr_jax.sharding import hosts
 from dr_jax.sharding.rules import RULES
 
-How = Literal["auto", "plain", "splash", "triton", "cudnn"]
-OF_PLATFORM: dict[str, tuple[str, ...]] = {"tpu": ("splash",), "gpu": ("triton", "cudnn")}
+How = Literal["auto", "plain", "splash", "triton", "cudnn", "native"]
+OF_PLATFORM: dict[str, tuple[str, ...]] = {"tpu": ("splash",), "gpu": ("triton", "cudnn"), "cpu": ("native",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,7 @@ def packed_attention(segments_BT: Int[Array, "B T"], how: How = "auto", *, platf
         return plain
 
     def here(q_BTHC: Array, k_BTKC: Array, v_BTKC: Array, segments_BT: Array) -> Array:
-        form = Form(q_BTHC.shape, k_BTKC.shape[2], q_BTHC.dtype.name)
-        kernel = KERNELS.get(chosen(how, form, platform), _plain)
+        kernel = KERNELS.get(chosen(how, Form(q_BTHC.shape, k_BTKC.shape[2], q_BTHC.dtype.name), platform), _plain)
         return kernel(q_BTHC, k_BTKC, v_BTKC, segments_BT)
 
     def attend(
@@ -68,6 +68,10 @@ def packed_attention(segments_BT: Int[Array, "B T"], how: How = "auto", *, platf
         k_BTKC: Float[Array, "B T K C"],
         v_BTKC: Float[Array, "B T K C"],
     ) -> tuple[Float[Array, "B T H C"], Any]:
+        if platform == "cpu" and not one_cpu(platform):  # the compiler splits plain JAX
+            if how != "auto":
+                trial.say(f"attention {how!r} is not for several devices of a CPU")
+            return plain(cache, layer, q_BTHC, k_BTKC, v_BTKC)
         return over_devices(here, q_BTHC, k_BTKC, v_BTKC, segments_BT), cache
 
     return attend
@@ -75,15 +79,26 @@ def packed_attention(segments_BT: Int[Array, "B T"], how: How = "auto", *, platf
 
 def over_devices(kernel: Kernel, q_BTHC: Array, k_BTKC: Array, v_BTKC: Array, segments_BT: Array) -> Array:
     """Let each device of the mesh in use attend for its own rows and heads; kernels cannot be split by the compiler."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if _devices() == 1:
         return kernel(q_BTHC, k_BTKC, v_BTKC, segments_BT)
+    mesh = jax.sharding.get_abstract_mesh()
     rows, heads = (_over(axis, size, mesh) for axis, size in (("row", q_BTHC.shape[0]), ("heads", q_BTHC.shape[2])))
     ways = int(np.prod([mesh.shape[axis] for axis in heads or ()]))
     k_BTKC, v_BTKC = (_divisible(x, q_BTHC.shape[2], ways) for x in (k_BTKC, v_BTKC))
     split = PartitionSpec(rows, None, heads)
     places = (split, split, split, PartitionSpec(rows))
     return jax.shard_map(kernel, in_specs=places, out_specs=split, check_vma=False)(q_BTHC, k_BTKC, v_BTKC, segments_BT)
+
+
+def one_cpu(platform: str | None = None) -> bool:
+    """Whether the program that is traced is for a single CPU device; None is the default backend."""
+    return (platform or jax.default_backend()) == "cpu" and _devices() == 1
+
+
+def _devices() -> int:
+    """How many devices the program that is traced is for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else int(mesh.size)
 
 
 def _over(axis: str, size: int, mesh: jax.sharding.AbstractMesh) -> tuple[str, ...] | None:
@@ -107,12 +122,26 @@ def chosen(how: How, form: Form, platform: str) -> str:
             trial.say(f"attention {how!r} is not for {platform}")
             return "plain"
         candidates = (how,)
+    if candidates == ("native",):
+        return _native(form)
     if platform != jax.default_backend():
         return candidates[0]
     kernels = {name: partial(_with_gradients, KERNELS[name]) for name in candidates}
     what = f"attention in packed rows {form}, forward and backward"
     best = trial.chosen(partial(_with_gradients, _plain), kernels, arguments(form), what, race=how == "auto")
     return hosts.of_first(f"{how} {what}", best)  # the update is one program: another process may have measured another best
+
+
+def _native(form: Form) -> str:
+    if reason := native.refusal(form.shape[-1], form.dtype, "queries and keys"):
+        trial.say(f"the kernel for packed rows cannot be used for {reason}")
+        return "plain"
+    try:
+        cpu.load()
+    except native.NoKernelError as error:
+        trial.say(str(error))
+        return "plain"
+    return "native"
 
 
 def _plain(q_BTHC: Array, k_BTKC: Array, v_BTKC: Array, segments_BT: Array) -> Array:
