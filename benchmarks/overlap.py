@@ -38,7 +38,7 @@ SLOW_WEB = (
     *("web.fetch.first_byte_s=30", "web.fetch.total_s=40", "web.fetch.deadline_s=90", "web.fetch.attempts=2"),
     *("web.search_s=90", "web.pace.own=512", "web.pace.concurrent=512", "web.pace.queue_s=60"),
 )
-WORK = ("rollout.groups=8", "rollout.group_size=8", "mismatch_gate=1e-3")
+WORK = ("rollout.groups=12", "rollout.group_size=8", "mismatch_gate=1e-3")  # the quickstart's
 OVERLAPPED = ("rollout.staleness=2", "rollout.spare=1", "loss.importance=truncated")
 SIDES = {"overlapped": OVERLAPPED, "drained": (), "lock_step": ()}
 

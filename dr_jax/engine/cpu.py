@@ -45,7 +45,7 @@ class OnCpu:
         visible_BQ: Int[Array, "B Q"],
     ) -> Float[Array, "B Q H C"]:
         """Return what each query gathered from the first `visible_BQ` places of its row; zeros where there are none."""
-        load()  # where a program comes out of JAX's cache, nobody else has
+        load()  # `choice.decoding` has, but not everybody asks it
         out = jax.ShapeDtypeStruct(q_BQHC.shape, jnp.float32)
         whole = (jnp.asarray(one, jnp.int32) for one in (layer, tables_BX, visible_BQ))
         met: Array = jax.ffi.ffi_call(_CALL, out)(q_BQHC.astype(jnp.float32), *pools, *whole)

@@ -70,7 +70,8 @@ def through(
 
     def forward(weights: Weights, batch: Batch, temperature: Float[Array, ""]) -> tuple[PerToken, PerToken]:
         weights = scaled(weights, lora) if lora is not None else weights
-        unrolled = sizes.layers <= UNROLLED and one_cpu(platform) and remat == "none"  # else XLA would keep what it has again
+        # Only where nothing is computed again: without a scan XLA would find it the same as before, and keep that.
+        unrolled = sizes.layers <= UNROLLED and one_cpu(platform) and remat == "none"
         laid = apart(weights) if unrolled else weights
         if stretches() == 1:
             attend = packed_attention(batch.segments, attention, platform=platform)

@@ -8,7 +8,6 @@ Why:   of a block of scores XLA's own code for a CPU makes ten operations, each 
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -29,7 +28,7 @@ def load() -> None:
     native.load(Path(__file__).with_name("packed.cc"), _FORWARD, _BACKWARD)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=())
+@jax.custom_vjp  # type: ignore[untyped-decorator]
 def attend(
     q_BTHC: Float[Array, "B T H C"],
     k_BTKC: Float[Array, "B T K C"],
@@ -41,7 +40,7 @@ def attend(
 
 
 def _forward(q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, tuple[Array, ...]]:
-    load()  # where a program comes out of JAX's cache, nobody else has
+    load()  # `packed.chosen` has, but not everybody asks it
     rows, length, heads, _ = q.shape
     shapes = (jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct((rows, heads, length), jnp.float32))
     segments = segments.astype(jnp.int32)

@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -90,7 +91,7 @@ struct Progress {
 template <typename Run>
 void everywhere(ffi::ThreadPool& pool, int64_t count, Run run) {
   auto progress = std::make_shared<Progress>();
-  auto work = [progress, count, run] {
+  auto work = std::make_shared<std::function<void()>>([progress, count, run = std::move(run)] {
     for (int64_t task; (task = progress->next.fetch_add(1)) < count;) {
       run(task);
       if (progress->done.fetch_add(1) + 1 == count) {
@@ -98,9 +99,9 @@ void everywhere(ffi::ThreadPool& pool, int64_t count, Run run) {
         progress->all_done.notify_all();
       }
     }
-  };
-  for (int64_t i = 1; i < std::min<int64_t>(pool.num_threads(), count); ++i) pool.Schedule([work] { work(); });
-  work();
+  });
+  for (int64_t i = 1; i < std::min<int64_t>(pool.num_threads(), count); ++i) pool.Schedule([work] { (*work)(); });
+  (*work)();
   std::unique_lock<std::mutex> lock(progress->mutex);
   progress->all_done.wait(lock, [&] { return progress->done.load() == count; });
 }

@@ -42,9 +42,10 @@ def refusal(channels: int, dtype: str, what: str) -> str:
     return "" if channels in CHANNELS else f"heads of {channels} channels, not of {', '.join(map(str, CHANNELS))}"
 
 
-@lru_cache(maxsize=8)
 def load(source: Path, *names: str) -> None:
     """Make what a source says, if that was not done before, and tell XLA of its custom calls.
+
+    What cannot be made is not tried again in this process.
 
     Args:
         source: in C++; it finds `native.h`.
@@ -53,6 +54,21 @@ def load(source: Path, *names: str) -> None:
     Raises:
         NoKernelError: it cannot be made or loaded.
     """
+    if reason := failure(source, *names):
+        raise NoKernelError(reason)
+
+
+@lru_cache(maxsize=8)
+def failure(source: Path, *names: str) -> str:
+    """Do what `load` does, once, and return why it cannot be done, or nothing."""
+    try:
+        _load(source, *names)
+    except NoKernelError as error:
+        return str(error)
+    return ""
+
+
+def _load(source: Path, *names: str) -> None:
     made = _made(source)
     try:
         library = ctypes.CDLL(str(made))
@@ -118,7 +134,10 @@ def _compiler() -> list[str]:
 def _name(source: Path, compiler: list[str]) -> str:
     """Return a name that changes with everything that what is made depends on; a home may be shared by different machines."""
     told = _run([*compiler, "--version"], source.name).stdout
-    texts = (one.read_text("utf-8") for one in (source, _COMMON))
+    try:
+        texts = [one.read_text("utf-8") for one in (source, _COMMON)]
+    except OSError as error:
+        raise NoKernelError(f"{source.name} cannot be read ({error})") from error
     parts = (*texts, *compiler, told, jax.lib.__version__, platform.machine(), _processor(), *_FLAGS)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 

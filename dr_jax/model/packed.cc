@@ -5,7 +5,7 @@
 //        values for each head of queries: [B, T, H, C] all three. Zeros where there is padding
 // Holds: a segment is met alone, by one head in one task, in blocks of BLOCK queries and keys, forward as in Milakov and
 //        Gimelshein, arXiv 1805.02867, backward as in Dao, arXiv 2307.08691; so results depend neither on the other segments
-//        nor on the threads
+//        nor on the threads. A thread keeps its room, which is 4 (7 C + 2) bytes for each token of the longest segment so far
 
 #include <cmath>
 
@@ -92,18 +92,18 @@ inline void product(const float* a, const float* b, float* to) {
   }
 }
 
-// Copy a segment's tokens of one head to one place, times `scale`, and make whole blocks of them with zeros.
+// Copy a segment's tokens of one head to one place, times a number, and make whole blocks of them with zeros.
 template <int C>
-void gather(const float* from, int64_t step, int64_t count, int64_t padded, float scale, float* to) {
+void gather(const float* from, int64_t step, int64_t count, int64_t padded, float times, float* to) {
   for (int64_t token = 0; token < count; ++token)
-    for (int c = 0; c < C; c += LANES) store(to + token * C + c, load(from + token * step + c) * scale);
+    for (int c = 0; c < C; c += LANES) store(to + token * C + c, load(from + token * step + c) * times);
   std::memset(to + count * C, 0, (padded - count) * C * sizeof(float));
 }
 
 template <int C>
-void scatter(const float* from, int64_t step, int64_t count, float scale, float* to) {
+void scatter(const float* from, int64_t step, int64_t count, float times, float* to) {
   for (int64_t token = 0; token < count; ++token)
-    for (int c = 0; c < C; c += LANES) store(to + token * step + c, load(from + token * C + c) * scale);
+    for (int c = 0; c < C; c += LANES) store(to + token * step + c, load(from + token * C + c) * times);
 }
 
 // A block [BLOCK, C] as [C, BLOCK].
@@ -188,6 +188,8 @@ struct Above {
   float *dq, *dk, *dv;
 };
 
+// With weights P = exp(S - sums) of scores S: dV = P^T dO, dS = P (dO V^T - along), where `along` is the sum over channels of
+// dO O, dQ = dS K, dK = dS^T Q. `shares` holds S, then P; `rise` holds dO V^T, then dS.
 template <int C>
 void backward(const Call& call, const Above& given, const Task& task) {
   const int64_t padded = (task.count + BLOCK - 1) / BLOCK * BLOCK, blocks = padded / BLOCK;
@@ -264,9 +266,12 @@ ffi::Error attention(ffi::ThreadPool pool, Reals q, Reals k, Reals v, Whole segm
   float *to = out->typed_data(), *sums_to = sums->typed_data();
   blank(call, to, call.heads * channels);
   std::memset(sums_to, 0, sums->size_bytes());
-  const auto all = tasks(call);
+  auto found = tasks(call);
+  const int64_t count = found.size();
   return of_channels(channels, [&](auto c) {
-    everywhere(pool, all.size(), [call, all, to, sums_to](int64_t n) { forward<decltype(c)::value>(call, all[n], to, sums_to); });
+    everywhere(pool, count, [call, found = std::move(found), to, sums_to](int64_t n) {
+      forward<decltype(c)::value>(call, found[n], to, sums_to);
+    });
   });
 }
 
@@ -276,9 +281,12 @@ ffi::Error gradient(ffi::ThreadPool pool, Reals q, Reals k, Reals v, Whole segme
   const int64_t channels = q.dimensions()[3];
   const Above given{out.typed_data(), sums.typed_data(), above.typed_data(), dq->typed_data(), dk->typed_data(), dv->typed_data()};
   for (float* to : {given.dq, given.dk, given.dv}) blank(call, to, call.heads * channels);
-  const auto all = tasks(call);
+  auto found = tasks(call);
+  const int64_t count = found.size();
   return of_channels(channels, [&](auto c) {
-    everywhere(pool, all.size(), [call, given, all](int64_t n) { backward<decltype(c)::value>(call, given, all[n]); });
+    everywhere(pool, count, [call, given, found = std::move(found)](int64_t n) {
+      backward<decltype(c)::value>(call, given, found[n]);
+    });
   });
 }
 

@@ -39,9 +39,9 @@ class ModelSettings:
         tokenizer: a directory with tokenizer files; "" means the model's own.
         dtype: of the weights in the engine and of the matrix products of the update; master weights are float32. With
             `lora.rank` the model's own weights, which stay as they are, are of this type, too.
-        attention: how the update attends: `auto` is the fastest that this device has, tried at the start; `plain` is JAX
-            without kernels; `splash` is TPU's kernel, `triton` and `cudnn` are GPU's, `native` is one CPU's, which its C++
-            compiler makes. Where one cannot be used, `plain` is.
+        attention: how the update attends: `auto` is the fastest that this device has, tried at the start, and on one CPU its
+            kernel; `plain` is JAX without kernels; `splash` is TPU's kernel, `triton` and `cudnn` are GPU's, `native` is that
+            of a CPU, which its C++ compiler makes. Where one cannot be used, `plain` is.
     """
 
     load: str = "data/littleweb_policy"

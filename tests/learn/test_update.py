@@ -219,6 +219,16 @@ def test_one_and_eight_devices_agree(weights, drawn, name, shape):
                 assert moment.sharding.is_equivalent_to(placed[key].sharding, moment.ndim)
 
 
+def test_layer_by_layer_and_in_a_scan_the_update_is_the_same(weights, drawn):
+    scan = make_update(through(SIZES, remat="full"), GRPO, optimizer(), begin(weights, optimizer()))
+    texts = [str(jax.make_jaxpr(forward)(weights, drawn[0], 1.0)) for forward in (FORWARD, through(SIZES, remat="full"))]
+    assert ["scan[" in text and f"length={SIZES.layers}" in text for text in texts] == [False, True]
+    again, told = scan(begin(weights, optimizer()), drawn, reference_weights=weights)
+    state, stats = once(weights, drawn)
+    assert differs(state.weights, again.weights) < 1e-6
+    assert told == pytest.approx(stats, abs=1e-6)
+
+
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(weights, drawn):
     broken = dataclasses.replace(drawn[0], advantages=np.where(drawn[0].trained, np.inf, 0).astype(np.float32))
     state, stats = once(weights, [broken])

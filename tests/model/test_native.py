@@ -1,7 +1,10 @@
 """Custom calls for CPUs are compiled once, where there is a compiler; what happens where they cannot be is said."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from dr_jax.sharding.mesh import MeshSettings, make_mesh
 from tests.engine.oracle import COMPILER
 
 compiled = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
-KEPT = (native.load, decoding, packed.chosen, trial.say)
+KEPT = (native.failure, decoding, packed.chosen, trial.say)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def test_they_are_taken_on_one_cpu_and_made_once(tmp_path: Path, monkeypatch: py
     assert on_rows() == "native"
     made = {one.name: one.stat().st_mtime_ns for one in (tmp_path / "dr_jax" / "kernels").iterdir()}
     assert sorted(name.split("-")[0] for name in made) == ["packed", "paged"]
-    native.load.cache_clear()
+    native.failure.cache_clear()
     pages.load()
     rows.load()
     assert {one.name: one.stat().st_mtime_ns for one in (tmp_path / "dr_jax" / "kernels").iterdir()} == made
@@ -101,6 +104,7 @@ def test_where_one_cannot_be_made_plain_attention_is_there_and_that_is_said_once
         monkeypatch.setenv("CXX", compiler)
     with caplog.at_level(logging.WARNING, logger="dr_jax"):
         assert [ask(4), ask(8)] == [none, none]
+    assert native.failure.cache_info().misses == 1
     (record,) = caplog.records
     assert told.replace("SOURCE", source) in record.getMessage()
     assert "plain JAX is there instead" in record.getMessage()
@@ -140,3 +144,16 @@ def test_what_is_no_library_and_cannot_be_taken_away_is_said(tmp_path: Path) -> 
 def test_the_compiler_may_be_named_with_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "sh -c")
     assert native._compiler() == [shutil.which("sh"), "-c"]
+
+
+@compiled
+@pytest.mark.skipif("avx512f" not in native._processor(), reason="the processor has vectors of one length only")
+def test_shorter_vectors_find_the_same(tmp_path: Path) -> None:
+    compiler = " ".join([os.environ.get("CXX") or native._compiler()[0], "-mno-avx512f"])
+    environment = {**os.environ, "CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+    tests = [str(Path(__file__).with_name("test_cpu.py")), str(Path(__file__).parents[1] / "engine" / "test_cpu.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert told.returncode == 0, told.stdout[-2000:]
+    assert "skipped" not in told.stdout
+    assert len(list((tmp_path / "dr_jax" / "kernels").iterdir())) == 2
