@@ -1,7 +1,8 @@
 """How long the device waits for the web, and how many episodes are learned from: `python -m benchmarks.overlap`.
 
-Work:  the quickstart's policy learns on littleweb, whose every answer takes a log-normal time (median 1.2 s, 95th percentile
-       8 s) and 1 % of them never come, until a deadline of 30 s. The same engine, update, web and seeds for all
+Work:  the quickstart's policy learns on littleweb, from 256 episodes at a time. Every answer takes a log-normal time (median
+       1.2 s, 95th percentile 8 s) and 1 % of them never come, until a deadline of 30 s. The same engine, update, web and
+       seeds for all
 Sides: `overlapped`: episodes go on across updates. `drained`: every update waits for the last of its episodes, and nothing is
        under way while it is computed. `lock_step`: besides, all episodes take their turns together
 Out:   a table; `results/overlap.json` (episodes an hour), `results/overlap_busy.json` (share of the wall clock in which the
@@ -38,8 +39,8 @@ SLOW_WEB = (
     *("web.fetch.first_byte_s=30", "web.fetch.total_s=40", "web.fetch.deadline_s=90", "web.fetch.attempts=2"),
     *("web.search_s=90", "web.pace.own=512", "web.pace.concurrent=512", "web.pace.queue_s=60"),
 )
-WORK = ("rollout.groups=12", "rollout.group_size=8", "mismatch_gate=1e-3")  # the quickstart's
-OVERLAPPED = ("rollout.staleness=2", "rollout.spare=1", "loss.importance=truncated")
+WORK = ("rollout.groups=32", "rollout.group_size=8", "mismatch_gate=1e-3")
+OVERLAPPED = ("rollout.staleness=1", "loss.importance=truncated")  # as configs/overlap.toml
 SIDES = {"overlapped": OVERLAPPED, "drained": (), "lock_step": ()}
 
 

@@ -95,7 +95,7 @@ struct Queries {
       for (int i = 0; i < AT_ONCE; ++i) {
         const int there = std::clamp<int64_t>(seen[r + i] - start, 0, n);
         std::fill(weights[i] + there, weights[i] + tiles * LANES, HIDDEN);
-        shrink[i] = weigh(weights[i], there, tiles, best[r + i], total[r + i]);
+        shrink[i] = weigh(weights[i], tiles, best[r + i], total[r + i]);
       }
       gather(block, n, weights, shrink, out + r * C);
     }
@@ -118,32 +118,6 @@ struct Queries {
         store(scores[i] + tile * LANES + LANES, sum[i][1]);
       }
     }
-  }
-
-  // Make weights of scores; return what is left of what was gathered before.
-  static float weigh(float* weights, int there, int tiles, float& best, float& total) {
-    if (there == 0) {
-      std::fill_n(weights, tiles * LANES, 0.0f);
-      return 1.0f;
-    }
-    Floats tops = load(weights), sums = {};
-    for (int tile = 1; tile < tiles; ++tile) {
-      const Floats here = load(weights + tile * LANES);
-      tops = here > tops ? here : tops;
-    }
-    float top = best;
-    for (int lane = 0; lane < LANES; ++lane) top = std::max(top, tops[lane]);
-    for (int tile = 0; tile < tiles; ++tile) {
-      const Floats here = load(weights + tile * LANES);
-      const Floats weight = here < all(0.5f * HIDDEN) ? Floats{} : exponential(here - all(top));  // of NaN it is NaN
-      store(weights + tile * LANES, weight);
-      sums += weight;
-    }
-    const float shrink = best > 0.5f * HIDDEN ? exponential(all(best - top))[0] : 0.0f;
-    float sum = 0.0f;
-    for (int lane = 0; lane < LANES; ++lane) sum += sums[lane];
-    best = top, total = total * shrink + sum;
-    return shrink;
   }
 
   static void gather(const Block<C>& block, int n, const float (&weights)[AT_ONCE][BLOCK], const float* shrink, float* out) {

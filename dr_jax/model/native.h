@@ -80,6 +80,29 @@ inline void transpose(Floats (&m)[LANES]) {
   if constexpr (LANES == 16) swapped<8>(m, lanes);
 }
 
+// Make weights of a query's scores, HIDDEN where it sees nothing, in so many vectors; return what is left of what it gathered
+// before.
+inline float weigh(float* scores, int vectors, float& best, float& total) {
+  Floats tops = load(scores), sums = {};
+  for (int n = LANES; n < vectors * LANES; n += LANES) {
+    const Floats here = load(scores + n);
+    tops = here > tops ? here : tops;
+  }
+  float top = best;
+  for (int lane = 0; lane < LANES; ++lane) top = std::max(top, tops[lane]);
+  for (int n = 0; n < vectors * LANES; n += LANES) {
+    const Floats here = load(scores + n);
+    const Floats weight = here < all(0.5f * HIDDEN) ? Floats{} : exponential(here - all(top));  // of NaN it is NaN
+    store(scores + n, weight);
+    sums += weight;
+  }
+  const float shrink = best > 0.5f * HIDDEN ? exponential(all(best - top))[0] : 0.0f;
+  float sum = 0.0f;
+  for (int lane = 0; lane < LANES; ++lane) sum += sums[lane];
+  best = top, total = total * shrink + sum;
+  return shrink;
+}
+
 struct Progress {
   std::atomic<int64_t> next{0}, done{0};
   std::mutex mutex;

@@ -123,29 +123,6 @@ float scale() {
   return 1.0f / __builtin_sqrtf(C);
 }
 
-// Make weights of a query's scores, of which the first `seen` count, and return what is left of what it gathered before.
-inline float weigh(float* scores, int seen, float& best, float& total) {
-  std::fill(scores + seen, scores + BLOCK, HIDDEN);
-  Floats tops = load(scores), sums = {};
-  for (int n = LANES; n < BLOCK; n += LANES) {
-    const Floats here = load(scores + n);
-    tops = here > tops ? here : tops;
-  }
-  float top = best;
-  for (int lane = 0; lane < LANES; ++lane) top = std::max(top, tops[lane]);
-  for (int n = 0; n < BLOCK; n += LANES) {
-    const Floats here = load(scores + n);
-    const Floats weight = here < all(0.5f * HIDDEN) ? Floats{} : exponential(here - all(top));  // of NaN it is NaN
-    store(scores + n, weight);
-    sums += weight;
-  }
-  const float shrink = best > 0.5f * HIDDEN ? exponential(all(best - top))[0] : 0.0f;
-  float sum = 0.0f;
-  for (int lane = 0; lane < LANES; ++lane) sum += sums[lane];
-  best = top, total = total * shrink + sum;
-  return shrink;
-}
-
 template <int C>
 void forward(const Call& call, const Task& task, float* out, float* sums) {
   const int64_t padded = (task.count + BLOCK - 1) / BLOCK * BLOCK, blocks = padded / BLOCK;
@@ -169,7 +146,8 @@ void forward(const Call& call, const Task& task, float* out, float* sums) {
     for (int64_t j = 0; j <= i; ++j) {
       product<BLOCK, C, C, 1, false>(q + i * BLOCK * C, keys + j * BLOCK * C, scores);
       for (int r = 0; r < BLOCK; ++r) {
-        const float shrink = weigh(scores + r * BLOCK, j == i ? r + 1 : BLOCK, best[r], total[r]);
+        if (i == j) std::fill(scores + r * BLOCK + r + 1, scores + (r + 1) * BLOCK, HIDDEN);
+        const float shrink = weigh(scores + r * BLOCK, BLOCK / LANES, best[r], total[r]);
         for (int c = 0; c < C; c += LANES) store(found + r * C + c, load(found + r * C + c) * shrink);
       }
       product<C, BLOCK, BLOCK, 1, true>(scores, v + j * BLOCK * C, found);
