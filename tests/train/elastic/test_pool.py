@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ def key(sibling: int, question: str = "q", turn: int = 0) -> RequestKey:
 
 
 class Line:
-    """A wire to a worker of this process that can be cut after so many ids, as a kill would."""
+    """A wire to a worker of this process that can be cut after just so many ids, as a kill would."""
 
     def __init__(self, worker: Worker, cut_after: int | None = None) -> None:
         self.worker, self.cut_after, self.told, self.taken = worker, cut_after, 0, list[Ask]()
@@ -54,8 +55,12 @@ class Line:
             await self.worker.drop([ask.number for ask in self.taken])
             raise LostError("it was killed")
         news = await self.worker.news(wait_s)
-        self.told += sum(len(more.ids) for more in news.drawn.values())
-        return news
+        told: dict[int, Begun] = {}
+        for number, more in news.drawn.items():  # an engine may be done with everything when it is asked first
+            count = len(more.ids) if self.cut_after is None else min(len(more.ids), self.cut_after - self.told)
+            told[number] = Begun(more.ids[:count], more.logprobs[:count], more.versions[:count])
+            self.told += count
+        return replace(news, drawn=told)
 
     async def adopt(self, weights: Mapping[str, Any], version: int) -> None:
         await self.worker.adopt(weights, version)
