@@ -190,10 +190,9 @@ void run(const Call& call, const Tasks& tasks, int64_t task) {
 }
 
 template <int C>
-ffi::Error attend(ffi::ThreadPool& pool, const Call& call) {
+void attend(ffi::ThreadPool& pool, const Call& call) {
   const Tasks tasks(call, std::max<int64_t>(pool.num_threads(), 1));
   everywhere(pool, tasks.count, [call, tasks](int64_t task) { run<C>(call, tasks, task); });
-  return ffi::Error::Success();
 }
 
 ffi::Error attention(ffi::ThreadPool pool, Reals q, Reals k, Reals v, Whole layer, Whole tables, Whole visible,
@@ -203,13 +202,7 @@ ffi::Error attention(ffi::ThreadPool pool, Reals q, Reals k, Reals v, Whole laye
                   visible.typed_data(), out->typed_data(), queries[0],     queries[1],
                   queries[2],           pools[1],          pools[2],       pools[3],
                   tables.dimensions()[1], *layer.typed_data()};
-  switch (queries[3]) {
-    case 16: return attend<16>(pool, call);
-    case 32: return attend<32>(pool, call);
-    case 64: return attend<64>(pool, call);
-    case 128: return attend<128>(pool, call);
-  }
-  return ffi::Error::InvalidArgument("Heads of 16, 32, 64 or 128 channels are needed");
+  return of_channels(queries[3], [&](auto c) { attend<decltype(c)::value>(pool, call); });
 }
 
 }  // namespace

@@ -175,7 +175,7 @@ def hidden_states(
         x_BTD = split(x_BTD + gathered_BTD, "row", place, None)
         return (split(x_BTD + _feed_forward(x_BTD, w, sizes, gated), "row", place, None), cache), None
 
-    # Of numbers by themselves, computing is quicker than keeping: a fifth of the memory of a small model's update.
+    # Of numbers by themselves, computing is quicker than keeping: a tenth of the memory of a small model's update.
     gated = jax.checkpoint(_gated) if remat == "none" else _gated
     body = _forgetting(layer, remat)
 

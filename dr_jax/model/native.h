@@ -129,6 +129,19 @@ void everywhere(ffi::ThreadPool& pool, int64_t count, Run run) {
   progress->all_done.wait(lock, [&] { return progress->done.load() == count; });
 }
 
+// Call `run` with the number of channels as a constant.
+template <typename Run>
+ffi::Error of_channels(int64_t channels, Run run) {
+  switch (channels) {
+    case 16: run(std::integral_constant<int, 16>{}); break;
+    case 32: run(std::integral_constant<int, 32>{}); break;
+    case 64: run(std::integral_constant<int, 64>{}); break;
+    case 128: run(std::integral_constant<int, 128>{}); break;
+    default: return ffi::Error::InvalidArgument("Heads of 16, 32, 64 or 128 channels are needed");
+  }
+  return ffi::Error::Success();
+}
+
 using Reals = ffi::Buffer<ffi::F32>;
 using Whole = ffi::Buffer<ffi::S32>;
 

@@ -218,19 +218,6 @@ void backward(const Call& call, const Above& given, const Task& task) {
   scatter<C>(dv, step, task.count, 1.0f, given.dv + at);
 }
 
-// Call `run` with the number of channels as a constant.
-template <typename Run>
-ffi::Error of_channels(int64_t channels, Run run) {
-  switch (channels) {
-    case 16: run(std::integral_constant<int, 16>{}); break;
-    case 32: run(std::integral_constant<int, 32>{}); break;
-    case 64: run(std::integral_constant<int, 64>{}); break;
-    case 128: run(std::integral_constant<int, 128>{}); break;
-    default: return ffi::Error::InvalidArgument("Heads of 16, 32, 64 or 128 channels are needed");
-  }
-  return ffi::Error::Success();
-}
-
 using Found = ffi::Result<Reals>;
 
 Call call_of(const Reals& q, const Reals& k, const Reals& v, const Whole& segments) {
